@@ -1,0 +1,1 @@
+//! The enforcement daemon: watches the Kubernetes API, programs iptables and ipset.

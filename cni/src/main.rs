@@ -1,0 +1,3 @@
+//! The CNI plugin: gives a pod the VPC address that ipamd leased for it.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The shipped ipamd: the library on the AWS SDK and instance metadata.
+
+fn main() {}

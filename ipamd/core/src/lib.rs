@@ -1,0 +1,1 @@
+//! The address pool and its planner: pure, no clock, no I/O.

@@ -1,0 +1,1 @@
+//! The gRPC contract between the CNI plugin and ipamd.

@@ -1,0 +1,1 @@
+//! The address daemon as a library, generic over the cloud.

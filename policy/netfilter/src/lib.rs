@@ -1,0 +1,1 @@
+//! Ipset, nftables and iptables at the kernel's edge of the policy daemon.
