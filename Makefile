@@ -1,0 +1,80 @@
+# Every habit is a target; CI runs the same ones. `make demo` and `make test` are the two to know.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Components, images, tools and cargo's target folder live outside the checkout, so that a fresh
+# clone on the same machine is warm.
+export SELVAGE_CACHE ?= $(HOME)/.cache/selvage
+export CARGO_TARGET_DIR ?= $(SELVAGE_CACHE)/target
+export PATH := $(SELVAGE_CACHE)/tools/bin:$(PATH)
+export RUSTUP_TOOLCHAIN := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+
+# The lab's shape (docs/testing.md, "The lab"). Empty means the lab's own default.
+export NODES CNI POLICY PROXY IPTABLES TYPES KEEP FOCUS
+
+LAB := tests/lab/lab
+# The unit suites never compile the AWS SDK: its one crate is linted, released and tested on the lab.
+LIGHT := --workspace --exclude selvage-ipamd-aws
+
+.PHONY: help setup setup-ci demo cluster cluster-down conformance bench images \
+  fmt lint deny doc walls orphans unit kernel lab-unit e2e test ci
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ; @scripts/setup.sh
+setup-ci: ; @scripts/setup.sh --deny
+
+## The lab -------------------------------------------------------------------------------------
+demo: setup ## the main job on real parts: a two-node cluster, pods on VPC addresses, policies measured
+	@$(LAB) demo
+
+cluster: setup ## a cluster that stays up; drive it with target/cluster/enter and target/cluster/kubeconfig
+	@$(LAB) up
+
+cluster-down: ## ends the cluster; always safe
+	@$(LAB) down
+
+conformance: setup ## upstream NetworkPolicy suite; FOCUS=regex picks tests
+	@$(LAB) conformance
+
+bench: setup ## every figure beside its floor, into target/bench/results.json; ONLY=prefix picks rows
+	@tests/bench/bench $(if $(ONLY),--only $(ONLY))
+
+images: setup ## the agents' images as archives, from the Dockerfiles that users build
+	@images/build.sh
+
+## Checks --------------------------------------------------------------------------------------
+fmt: ## formatting, checked (cargo fmt writes it)
+	cargo fmt --all --check
+
+lint: ## clippy on everything, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deny: ## licences, sources and bans of the dependency tree
+	cargo deny --offline --log-level error check bans licenses sources
+
+doc: ## public documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked $(LIGHT) --no-deps --document-private-items
+
+walls: ## who may depend on whom
+	@scripts/walls.sh
+
+orphans: lint ## no Rust file is left out of every target
+	@scripts/orphans.sh
+
+unit: setup ## tests that need no privilege of their own and no cluster
+	cargo nextest run --locked $(LIGHT) --lib --bins
+
+kernel: setup ## tests on the real kernel, each in its own namespaces
+	cargo nextest run --locked $(LIGHT) --test '*'
+
+lab-unit: setup ## the lab's own rules: EC2, instance metadata, fabric
+	@$(LAB) self-test
+
+e2e: setup ## the demo as an assertion, and its POLICY=none twin that must fail
+	@$(LAB) e2e
+
+test: unit kernel lab-unit e2e ## everything that tests
+
+ci: setup-ci fmt lint orphans deny doc walls test ## what CI runs
