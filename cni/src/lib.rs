@@ -1,1 +1,286 @@
-//! The enforcement daemon: watches the Kubernetes API, programs iptables and ipset.
+//! The CNI plugin: gives a pod the VPC address that ipamd leased for it.
+//!
+//! A runtime starts it once for each thing it wants of a pod's sandbox, with the request in the environment
+//! and on stdin, and reads JSON from stdout. ADD asks ipamd for an address, makes a veth from inside the pod
+//! with its other end straight on the host, gives the pod the address, and the host a route and rules for it.
+//! DEL gives the address back and removes route and rules. Between the two nothing of the plugin runs.
+//!
+//! ```text
+//! environment + stdin -> request -> Request --> lease (ipamd) -> Lease
+//!                                      \            |
+//!                                       plan_add(Request, Lease, HostFacts) -> [Step]   pure
+//!                                                   |
+//!                                       apply: steps by netlink; undone unless committed
+//!                                                   |
+//!                                       spec: result or error -> stdout
+//! ```
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`spec`] | CNI's wire: versions, results, numbered errors |
+//! | [`request`] | environment and stdin, checked |
+//! | [`name`] | the veth's name |
+//! | [`lease`] | the calls to ipamd |
+//! | [`plan`] | the steps of ADD and their inverses |
+//! | [`apply`] | running them; [`apply::Host::wire`] is all that ADD does to the kernel |
+//! | [`teardown`] | the steps of DEL; what an earlier result tells |
+//! | [`check`] | what CHECK compares |
+//! | [`log`] | a file, rotated by size |
+
+pub mod apply;
+pub mod check;
+pub mod lease;
+pub mod log;
+pub mod name;
+pub mod plan;
+pub mod request;
+pub mod spec;
+pub mod teardown;
+
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use selvage_nodenet::{Error as NetError, NetNs};
+
+use crate::apply::{Host, PodSide};
+use crate::lease::{Ipamd, LeaseError};
+use crate::log::{Level, Log};
+use crate::request::{AddRequest, CheckRequest, DelRequest, Environment, Pod, Request, Sandbox};
+use crate::spec::{AddResult, CniError, Code};
+
+/// What the process ends with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// JSON, or nothing.
+    pub stdout: String,
+    /// Exit code 0.
+    pub success: bool,
+}
+
+/// Answers one request.
+///
+/// *Needs*: for ADD, DEL and CHECK `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`; ADD and STATUS the daemon's socket.
+pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
+    let start = Instant::now();
+    let parsed = request::parse(environment, stdin.as_ref().copied().unwrap_or_default());
+    let mut log = Log::open(&parsed.log);
+    log.with("command", &environment.command);
+    log.with("container", &environment.container_id);
+    let outcome = match stdin {
+        Ok(_) => parsed.request,
+        Err(error) => Err(CniError::new(
+            Code::Io,
+            "the network configuration on stdin cannot be read",
+            error.to_string(),
+        )),
+    };
+    let outcome = outcome.and_then(|request| match request {
+        Request::Add(add) => run_add(&add, &mut log).map(|result| result.to_json(parsed.version)),
+        Request::Check(check) => run_check(&check).map(|()| String::new()),
+        Request::Del(del) => run_del(&del, &mut log).map(|()| String::new()),
+        Request::Status => run_status().map(|()| String::new()),
+        // Leases are ipamd's to reclaim and rules ipamd's to repair: the plugin keeps nothing to collect.
+        Request::Gc => Ok(String::new()),
+        Request::Version(asked) => Ok(spec::versions_json(&asked)),
+    });
+    let took = format!("{:?}", start.elapsed());
+    match outcome {
+        Ok(stdout) => {
+            log.line(Level::Debug, "done", &[("took", &took)]);
+            Answer {
+                stdout,
+                success: true,
+            }
+        }
+        Err(error) => {
+            log.line(
+                Level::Error,
+                &error.msg,
+                &[("cause", &error.details), ("took", &took)],
+            );
+            Answer {
+                stdout: error.to_json(parsed.version),
+                success: false,
+            }
+        }
+    }
+}
+
+fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
+    let AddRequest { sandbox, pod, .. } = add;
+    log.with("pod", format!("{}/{}", pod.namespace, pod.name));
+    // All that can fail without ipamd is tried before it is asked.
+    let mut host = Host::open().map_err(|error| kernel_error("open the host's network", &error))?;
+    let mut side = open_pod(&host, sandbox)?;
+    let ipamd = Ipamd::default();
+    let lease = match ipamd.lease(sandbox, pod) {
+        Ok(lease) => lease,
+        Err(error) => {
+            let code = if matches!(error, LeaseError::Unsupported(_)) {
+                give_back(&ipamd, sandbox, pod, log);
+                Code::UnsupportedField
+            } else {
+                Code::TryAgainLater
+            };
+            return Err(CniError::new(
+                code,
+                format!("no address for pod {}/{}", pod.namespace, pod.name),
+                error.to_string(),
+            ));
+        }
+    };
+    match host.wire(&mut side, add, &lease) {
+        Ok(wired) => wired.commit(),
+        Err(error) => {
+            give_back(&ipamd, sandbox, pod, log);
+            return Err(CniError::new(
+                Code::Io,
+                format!(
+                    "attach {} to pod {}/{} with {}",
+                    sandbox.if_name, pod.namespace, pod.name, lease.address
+                ),
+                error.to_string(),
+            ));
+        }
+    }
+    log.line(
+        Level::Info,
+        "added",
+        &[
+            ("address", &lease.address),
+            ("table", &lease.table),
+            ("veth", &add.host_veth),
+        ],
+    );
+    Ok(AddResult {
+        host_veth: add.host_veth.clone(),
+        if_name: sandbox.if_name.clone(),
+        netns: sandbox.netns.clone(),
+        table: lease.table.0,
+        dummy: name::dummy(&pod.namespace, &pod.name),
+        device: lease.device,
+        address: lease.address,
+    })
+}
+
+/// After a failed ADD. If this fails too the runtime's DEL does it: one follows every failure.
+fn give_back(ipamd: &Ipamd, sandbox: &Sandbox, pod: &Pod, log: &mut Log) {
+    if let Err(error) = ipamd.refuse(sandbox, pod) {
+        log.line(Level::Warn, "lease not given back", &[("cause", &error)]);
+    }
+}
+
+fn run_del(del: &DelRequest, log: &mut Log) -> Result<(), CniError> {
+    let DelRequest { sandbox, pod, .. } = del;
+    log.with("pod", format!("{}/{}", pod.namespace, pod.name));
+    let leases = match Ipamd::default().release(sandbox, pod) {
+        Ok(leases) => leases,
+        // Deleted before, or never added.
+        Err(LeaseError::Unknown) => {
+            log.line(Level::Info, "nothing to delete", &[]);
+            return Ok(());
+        }
+        Err(error) if error.is_absence() => {
+            // A pod must be able to end without the daemon, which finds out at its next start.
+            log.line(Level::Warn, "deleted without ipamd", &[("cause", &error)]);
+            return del_as_told(del, log);
+        }
+        Err(error) => {
+            return Err(CniError::new(
+                Code::TryAgainLater,
+                format!(
+                    "give back the address of pod {}/{}",
+                    pod.namespace, pod.name
+                ),
+                error.to_string(),
+            ));
+        }
+    };
+    let failed = |error: NetError| kernel_error("remove the pod's route and rules", &error);
+    let mut host = Host::open().map_err(failed)?;
+    teardown::unwire(host.socket(), &leases).map_err(failed)?;
+    for lease in &leases {
+        log.line(Level::Info, "deleted", &[("address", &lease.address)]);
+    }
+    Ok(())
+}
+
+/// DEL by what ADD told, if that is still this sandbox's.
+fn del_as_told(del: &DelRequest, log: &mut Log) -> Result<(), CniError> {
+    let Some(told) = del.prev_result.as_ref().and_then(teardown::told) else {
+        return Ok(());
+    };
+    let failed = |error: NetError| kernel_error("remove the pod's route and rules", &error);
+    let mut host = Host::open().map_err(failed)?;
+    if !teardown::is_ours(&mut host, &told, &del.sandbox.netns).map_err(failed)? {
+        log.line(Level::Warn, "left alone: not this sandbox's any more", &[]);
+        return Ok(());
+    }
+    teardown::unwire(host.socket(), &told.leases).map_err(failed)
+}
+
+fn run_check(check: &CheckRequest) -> Result<(), CniError> {
+    let wrong = |details: String| {
+        CniError::new(
+            Code::NotAsMade,
+            "the pod's network is not as it was made",
+            details,
+        )
+    };
+    let told = teardown::told(&check.prev_result)
+        .ok_or_else(|| wrong("prevResult is not one of this plugin's".into()))?;
+    let failed = |error: NetError| kernel_error("look at the pod's network", &error);
+    let mut host = Host::open().map_err(failed)?;
+    let mut side = open_pod(&host, &check.sandbox)?;
+    let found = check::differences(&mut host, &mut side, &told).map_err(failed)?;
+    if found.is_empty() {
+        Ok(())
+    } else {
+        Err(wrong(found.join("; ")))
+    }
+}
+
+fn run_status() -> Result<(), CniError> {
+    Ipamd::default().health().map_err(|error| {
+        CniError::new(
+            Code::NotAvailable,
+            "no addresses can be given to pods",
+            error.to_string(),
+        )
+    })
+}
+
+fn open_pod(host: &Host, sandbox: &Sandbox) -> Result<PodSide, CniError> {
+    let gone = |error: &NetError| match error {
+        NetError::Namespace { reason, .. } if reason.kind() != io::ErrorKind::NotFound => {
+            kernel_error("open the pod's network", error)
+        }
+        NetError::Namespace { .. } | NetError::NotNamespace { .. } => CniError::new(
+            Code::UnknownContainer,
+            "the pod's network namespace is gone",
+            error.to_string(),
+        ),
+        NetError::Socket { .. }
+        | NetError::Kernel { .. }
+        | NetError::Timeout { .. }
+        | NetError::Interrupted { .. }
+        | NetError::Decode { .. }
+        | NetError::Sysctl { .. }
+        | NetError::Missing { .. } => kernel_error("open the pod's network", error),
+    };
+    let netns = NetNs::open(Path::new(&sandbox.netns)).map_err(|error| gone(&error))?;
+    host.enter(&netns)
+        .map_err(|error| gone(&error))?
+        .ok_or_else(|| {
+            CniError::new(
+                Code::InvalidEnvironment,
+                "invalid environment",
+                format!("CNI_NETNS {} is the host's own network", sandbox.netns),
+            )
+        })
+}
+
+fn kernel_error(doing: &str, error: &NetError) -> CniError {
+    CniError::new(Code::Io, doing, error.to_string())
+}

@@ -1,1 +1,43 @@
-//! The enforcement daemon: watches the Kubernetes API, programs iptables and ipset.
+//! The enforcement daemon as a library, generic over the source of events and over the kernel.
+//!
+//! ```text
+//! API objects ─► direct ─► Index ─► compile ─► Ruleset ─► plan ─► kernel
+//!                (watch)   └──────── selvage-policy-core ───────┘  dataplane
+//! ```
+//!
+//! [`daemon::run`] is the loop; [`source::Source`] is where its events come from (today
+//! [`direct::Direct`]: watches on the API server) and [`dataplane::Dataplane`] where its rules go.
+//! Nothing in the kernel changes before every watch is in sync and the node's [`lock`] is held;
+//! stopping leaves rules in place; [`cleanup`] takes them away.
+
+use std::error::Error;
+
+pub mod cleanup;
+pub mod config;
+pub mod daemon;
+pub mod dataplane;
+pub mod direct;
+pub mod health;
+pub mod lock;
+pub mod metrics;
+pub mod source;
+pub mod status;
+
+#[cfg(test)]
+mod readme;
+
+/// An error and everything behind it, as one line. What is in the line already is not repeated.
+#[must_use]
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = error.source();
+    }
+    line
+}

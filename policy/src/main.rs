@@ -1,3 +1,211 @@
 //! The enforcement daemon: watches the Kubernetes API, programs iptables and ipset.
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use selvage_netfilter::Backend;
+use selvage_policy::cleanup::cleanup;
+use selvage_policy::config::{
+    Args, BackendChoice, Config, LogArgs, LogFormat, RunDirArgs, SocketArgs,
+};
+use selvage_policy::dataplane::Node;
+use selvage_policy::direct::{self, Direct};
+use selvage_policy::metrics::Metrics;
+use selvage_policy::{daemon, health};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+/// Enforces Kubernetes NetworkPolicy at the host end of each pod's veth.
+#[derive(Parser)]
+#[command(name = "selvage-policy", version)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch the cluster and keep this node's rules right; rules stay in place when it stops
+    Run(Args),
+    /// Ask the running daemon how it is; the exit status says yes or no
+    Health(HealthArgs),
+    /// Print what the running daemon says about itself
+    Status(StatusArgs),
+    /// Remove every rule, chain and set of ours from the node: both backends, both families
+    Cleanup(CleanupArgs),
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Probe {
+    /// Are the rules in force, or is it synced and standing by?
+    #[arg(long)]
+    ready: bool,
+    /// Does its loop make progress?
+    #[arg(long)]
+    live: bool,
+}
+
+#[derive(clap::Args)]
+struct HealthArgs {
+    #[command(flatten)]
+    probe: Probe,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(clap::Args)]
+struct StatusArgs {
+    /// How it is printed
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+#[derive(clap::Args)]
+struct CleanupArgs {
+    /// Do it although another instance holds the lock (and will put its rules back)
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    run_dir: RunDirArgs,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = start_logging(&cli.log) {
+        // Nowhere else to say it.
+        let _ = writeln!(io::stderr(), "selvage-policy: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let ended = match cli.command {
+        Command::Run(args) => run(args),
+        Command::Health(args) => ask(&args),
+        Command::Status(args) => print_status(&args),
+        Command::Cleanup(args) => clean(&args),
+    };
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
+    // kube logs each failed request; we say it once for each change.
+    let filter = EnvFilter::try_new(format!(
+        "kube_runtime=off,kube_client::client::builder=off,{}",
+        args.log_level
+    ))
+    .with_context(|| format!("--log-level (env LOG_LEVEL) is {:?}", args.log_level))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Text => lines.with_ansi(false).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.into_config()?;
+    info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let ended = runtime.block_on(serve(config));
+    // Kernel work that did not end in time is left to the process's end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let told = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+                () = stop.cancelled() => return,
+            };
+            info!(signal = name, "told to stop");
+            stop.cancel();
+        }
+    });
+    let metrics = Arc::new(Metrics::new());
+    let client = direct::client(config.kubeconfig.as_deref()).await?;
+    let source = Direct::new(client, config.node.clone(), Arc::clone(&metrics));
+    let fixed = match config.backend {
+        BackendChoice::Auto => None,
+        BackendChoice::Nft => Some(Backend::Nft),
+        BackendChoice::Legacy => Some(Backend::Legacy),
+    };
+    let ended = daemon::run(config, source, Node::new(fixed), metrics, stop.clone()).await;
+    stop.cancel();
+    told.await.context("join the signals' task")?;
+    Ok(ended?)
+}
+
+fn ask(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+    let socket = &args.socket.socket;
+    let verdict = if args.probe.ready {
+        health::ask_ready(socket)?
+    } else {
+        health::ask_live(socket)?
+    };
+    writeln!(io::stdout(), "{}", verdict.reason)?;
+    Ok(if verdict.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print_status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let report = health::ask_status(&args.socket.socket)?;
+    match args.output {
+        Output::Text => writeln!(io::stdout(), "{report}")?,
+        Output::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn clean(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
+    let cleaned = cleanup(&args.run_dir.run_dir, args.force)?;
+    for error in &cleaned.left {
+        error!(error = selvage_policy::error_chain(error), "left behind");
+    }
+    info!(
+        hooks = cleaned.hooks,
+        chains = cleaned.chains,
+        sets = cleaned.sets,
+        "removed"
+    );
+    Ok(if cleaned.left.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

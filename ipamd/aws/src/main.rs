@@ -1,3 +1,186 @@
-//! The shipped ipamd: the library on the AWS SDK and instance metadata.
+//! `selvage-ipamd`: the address daemon on AWS.
+//!
+//! | call | does |
+//! |---|---|
+//! | `selvage-ipamd` | runs until SIGTERM or SIGINT |
+//! | `selvage-ipamd init` | sets the sysctls that the daemon may not set, and ends |
+//! | `selvage-ipamd health [--live]` | asks the daemon on its socket; the exit status is the answer |
 
-fn main() {}
+mod chain;
+mod cloud;
+mod ec2;
+mod events;
+mod imds;
+mod logging;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use selvage_ipamd::config::{Args, Config};
+use selvage_ipamd::hostnet::Kernel;
+use selvage_ipamd_core::cloud::{Cloud, InstanceFacts};
+use tokio::runtime::{self, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::chain::chain;
+use crate::cloud::Aws;
+use crate::events::Events;
+use crate::logging::LogArgs;
+
+/// Events that are still being written when the daemon ends get this long.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// Pauses between two tries to read instance metadata, in `init`.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Gives pods addresses of the VPC: holds network interfaces and addresses of EC2, answers the CNI plugin.
+#[derive(Debug, Parser)]
+#[command(name = "selvage-ipamd", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    daemon: Args,
+    /// Seconds that a call to EC2 may take, 1 to 120
+    #[arg(long, env = "HTTP_TIMEOUT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
+    http_timeout: u64,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Run the daemon (what is done without a command)
+    Run,
+    /// Set the node's sysctls; needs a privileged container
+    Init,
+    /// Ask the daemon: exit status 0 if it can give addresses
+    Health {
+        /// Only whether it answers
+        #[arg(long)]
+        live: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    // One TLS provider for the AWS and the Kubernetes client, before either is made.
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        eprintln!("selvage-ipamd: a TLS provider is there already");
+        return ExitCode::FAILURE;
+    }
+    let cli = Cli::parse();
+    let done = match cli.command.unwrap_or(Command::Run) {
+        Command::Run => run(&cli),
+        Command::Init => init(&cli),
+        Command::Health { live } => probe(&cli, live),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("selvage-ipamd: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The daemon, until it is told to end.
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    logging::start(&cli.log)?;
+    let config = Config::try_from(&cli.daemon)?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        http_timeout = cli.http_timeout,
+        "starting"
+    );
+    // Two threads on any machine: there is little to do, and each costs memory.
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let signals = tokio::spawn(cancel_on_signal(shutdown.clone())?);
+        let (events, writer) = Events::start(config.node_name.clone());
+        let aws = Aws::new(Duration::from_secs(cli.http_timeout));
+        let ended = selvage_ipamd::run(config, aws, Kernel::new(), events, shutdown).await;
+        signals.abort();
+        if timeout(LAST_EVENTS, writer).await.is_err() {
+            warn!(after = ?LAST_EVENTS, "events not written");
+        }
+        ended?;
+        info!("ended");
+        Ok(())
+    })
+}
+
+/// What SIGTERM and SIGINT do: the first one asks the daemon to end.
+fn cancel_on_signal(
+    shutdown: CancellationToken,
+) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name, "ending");
+        shutdown.cancel();
+    })
+}
+
+/// The sysctls of the node.
+fn init(cli: &Cli) -> anyhow::Result<()> {
+    logging::start(&cli.log)?;
+    single_threaded()?.block_on(async {
+        let shutdown = CancellationToken::new();
+        let signals = tokio::spawn(cancel_on_signal(shutdown.clone())?);
+        let aws = Aws::new(Duration::from_secs(cli.http_timeout));
+        let facts = shutdown
+            .run_until_cancelled(insist_on_facts(&aws))
+            .await
+            .context("ended before instance metadata answered")?;
+        signals.abort();
+        // Blocks, as nothing else is to be done.
+        let changed = selvage_ipamd::prepare_node(facts.primary_mac)?;
+        info!(?changed, "node prepared");
+        Ok(())
+    })
+}
+
+/// Metadata may be late on a young instance: asks until it answers, with growing pauses.
+async fn insist_on_facts(aws: &Aws) -> InstanceFacts {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match aws.facts().await {
+            Ok(facts) => return facts,
+            Err(error) => {
+                warn!(%error, again_in = ?pause, "instance metadata");
+                sleep(pause).await;
+                pause = LONGEST_PAUSE.min(pause * 2);
+            }
+        }
+    }
+}
+
+/// Asks the running daemon.
+fn probe(cli: &Cli, live: bool) -> anyhow::Result<()> {
+    let config = Config::try_from(&cli.daemon)?;
+    single_threaded()?.block_on(selvage_ipamd::health(&config.socket, live))?;
+    Ok(())
+}
+
+fn single_threaded() -> anyhow::Result<Runtime> {
+    Ok(runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}

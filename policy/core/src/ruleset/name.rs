@@ -77,3 +77,38 @@ name!(
     SetName,
     SET_NAME_MAX
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_change_the_text_it_is_written_into() {
+        let long = format!("{PREFIX}{}", "x".repeat(SET_NAME_MAX));
+        let bad = [
+            "",
+            "selvage-",
+            "selvage",
+            "KUBE-FORWARD",
+            "selvage-a b",
+            "selvage-a\nCOMMIT",
+            "selvage-A",
+            "selvage-é",
+            "xselvage-a",
+            &long,
+        ];
+        for name in bad {
+            assert!(ChainName::new(name).is_err(), "chain {name:?}");
+            assert!(SetName::new(name).is_err(), "set {name:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_as_long_as_the_kernel_takes_and_no_longer() {
+        let name = |length: usize| format!("{PREFIX}{}", "x".repeat(length - PREFIX.len()));
+        assert!(ChainName::new(&name(CHAIN_NAME_MAX)).is_ok());
+        assert!(ChainName::new(&name(CHAIN_NAME_MAX + 1)).is_err());
+        assert!(SetName::new(&name(SET_NAME_MAX)).is_ok());
+        assert!(SetName::new(&name(SET_NAME_MAX + 1)).is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! Addresses of links.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rustix::io::Errno;
+
+use crate::route::family_of;
+use crate::{Error, LinkIndex, Request, Socket};
+
+/// An address on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The link.
+    pub link: LinkIndex,
+    /// The address with its mask: `10.0.1.7/20`.
+    pub net: IpNet,
+    /// False for addresses that mean something on this link or host only.
+    pub global: bool,
+}
+
+/// Adds an address; it may be there already. The kernel adds the connected route of its net to main.
+pub fn ensure(link: LinkIndex, net: IpNet) -> Request {
+    Request::new(
+        format!("add address {net} to link {link}"),
+        RouteNetlinkMessage::NewAddress(message(link, net)),
+        NLM_F_CREATE | NLM_F_EXCL,
+        &[Errno::EXIST],
+    )
+}
+
+/// Removes an address; it may be gone already. Removing a primary IPv4 address removes the secondary ones of
+/// its net with it (unless the promote_secondaries sysctl says otherwise).
+pub fn remove(link: LinkIndex, net: IpNet) -> Request {
+    Request::new(
+        format!("remove address {net} from link {link}"),
+        RouteNetlinkMessage::DelAddress(message(link, net)),
+        0,
+        &[Errno::ADDRNOTAVAIL, Errno::NODEV],
+    )
+}
+
+/// The addresses of one link, or of all links, in both families. *Cost*: linear in the addresses of all links.
+pub fn list(socket: &mut Socket, link: Option<LinkIndex>) -> Result<Vec<Address>, Error> {
+    let request = Request::new(
+        "list addresses".into(),
+        RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+        0,
+        &[],
+    );
+    let mut addresses = Vec::new();
+    for message in socket.dump(&request)? {
+        let message =
+            AddressMessage::parse(message.body.as_slice()).map_err(|e| Error::Decode {
+                what: "list addresses".into(),
+                reason: e.to_string(),
+            })?;
+        let Some(address) = read(&message) else {
+            continue;
+        };
+        if link.is_none_or(|link| link == address.link) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Removes the global addresses of a link but those in `keep`, and tells which went.
+///
+/// For an ENI's interface: a distribution's scripts may have put secondary addresses on it, and an address on
+/// the host is deaf in the pod. *Cost*: a listing and one batch.
+pub fn flush_global(
+    socket: &mut Socket,
+    link: LinkIndex,
+    keep: &[IpNet],
+) -> Result<Vec<IpNet>, Error> {
+    let mut gone: Vec<IpNet> = list(socket, Some(link))?
+        .into_iter()
+        .filter(|address| address.global && !keep.contains(&address.net))
+        .map(|address| address.net)
+        .collect();
+    gone.sort_unstable();
+    let requests: Vec<_> = gone.iter().map(|net| remove(link, *net)).collect();
+    socket.run_all(&requests)?;
+    Ok(gone)
+}
+
+fn message(link: LinkIndex, net: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(net.addr());
+    message.header.prefix_len = net.prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.header.index = link.get();
+    message.attributes.push(AddressAttribute::Local(net.addr()));
+    message
+        .attributes
+        .push(AddressAttribute::Address(net.addr()));
+    message
+}
+
+fn read(message: &AddressMessage) -> Option<Address> {
+    let mut local: Option<IpAddr> = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            // IPv6 has no local address; on a point-to-point IPv4 link this is the other end's.
+            AddressAttribute::Address(ip) if local.is_none() => local = Some(*ip),
+            _ => {}
+        }
+    }
+    Some(Address {
+        link: LinkIndex::new(message.header.index)?,
+        net: IpNet::new(local?, message.header.prefix_len).ok()?,
+        global: message.header.scope == AddressScope::Universe,
+    })
+}

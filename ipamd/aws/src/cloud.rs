@@ -1,0 +1,116 @@
+//! The cloud of the shipped daemon: metadata of this instance, and EC2 once metadata has said which instance it is.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use aws_sdk_ec2::config::SharedHttpClient;
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use ipnet::Ipv4Net;
+use selvage_ipamd_core::cloud::{Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, SeenEni};
+use selvage_ipamd_core::ids::{AttachmentId, EniId, InstanceType};
+use selvage_ipamd_core::limits::Limits;
+use tokio::sync::OnceCell;
+
+use crate::ec2::{self, Ec2};
+use crate::imds::Imds;
+
+/// AWS as the daemon's [`Cloud`].
+pub(crate) struct Aws {
+    http: SharedHttpClient,
+    imds: Imds,
+    deadline: Duration,
+    /// Needs the region and the instance, which metadata may not tell at once: made at the first call that succeeds.
+    ec2: OnceCell<Ec2>,
+}
+
+impl Aws {
+    /// Nothing is sent before the first call. `deadline` bounds every call to EC2.
+    pub(crate) fn new(deadline: Duration) -> Self {
+        let http = Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .build_https();
+        Self {
+            imds: Imds::new(http.clone()),
+            http,
+            deadline,
+            ec2: OnceCell::new(),
+        }
+    }
+
+    async fn ec2(&self) -> Result<&Ec2, CloudError> {
+        self.ec2
+            .get_or_try_init(|| async {
+                let facts = self.imds.facts().await?;
+                let region = env::var("AWS_REGION").unwrap_or_else(|_| facts.region.clone());
+                let client = ec2::client(self.http.clone(), region, self.deadline).await;
+                Ok(Ec2::new(client, facts))
+            })
+            .await
+    }
+}
+
+impl Cloud for Aws {
+    async fn facts(&self) -> Result<InstanceFacts, CloudError> {
+        self.imds.facts().await
+    }
+
+    async fn limits(&self, instance_type: &InstanceType) -> Result<Limits, CloudError> {
+        self.ec2().await?.limits(instance_type).await
+    }
+
+    async fn vpc_cidrs(&self) -> Result<Vec<Ipv4Net>, CloudError> {
+        self.imds.vpc_cidrs().await
+    }
+
+    async fn seen_enis(&self) -> Result<Vec<SeenEni>, CloudError> {
+        self.imds.seen_enis().await
+    }
+
+    async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        self.ec2().await?.describe_enis().await
+    }
+
+    async fn describe_eni(&self, eni: &EniId) -> Result<Option<EniFacts>, CloudError> {
+        self.ec2().await?.describe_eni(eni).await
+    }
+
+    async fn create_eni(&self, request: &CreateEni) -> Result<EniFacts, CloudError> {
+        self.ec2().await?.create_eni(request).await
+    }
+
+    async fn attach_eni(&self, eni: &EniId, device_index: u16) -> Result<AttachmentId, CloudError> {
+        self.ec2().await?.attach_eni(eni, device_index).await
+    }
+
+    async fn keep_with_instance(
+        &self,
+        eni: &EniId,
+        attachment: &AttachmentId,
+    ) -> Result<(), CloudError> {
+        self.ec2().await?.keep_with_instance(eni, attachment).await
+    }
+
+    async fn assign_addresses(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv4Addr>, CloudError> {
+        self.ec2().await?.assign_addresses(eni, count).await
+    }
+
+    async fn unassign_addresses(
+        &self,
+        eni: &EniId,
+        addresses: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(), CloudError> {
+        self.ec2().await?.unassign_addresses(eni, addresses).await
+    }
+
+    async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {
+        self.ec2().await?.detach_eni(attachment).await
+    }
+
+    async fn delete_eni(&self, eni: &EniId) -> Result<(), CloudError> {
+        self.ec2().await?.delete_eni(eni).await
+    }
+}

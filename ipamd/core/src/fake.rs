@@ -1,0 +1,363 @@
+//! An EC2 in memory, for tests and simulations: it has the limits of the real one, and fails on request.
+//!
+//! It is one instance in one subnet. It gives the lowest free address first, so that anything reused too early is
+//! reused at once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::action::{Action, Outcome};
+use crate::cloud::{Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, Operation, SeenEni};
+use crate::ids::{
+    AttachmentId, EniId, InstanceId, InstanceType, Mac, SecurityGroupId, SubnetId, VpcId,
+};
+use crate::limits::Limits;
+use crate::pool::Settings;
+
+mod state;
+
+use state::State;
+
+/// How a call fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Not done: too many calls.
+    Throttle,
+    /// Done, but the reply is lost.
+    Lost,
+    /// Done, and then silence: the caller's deadline has to end it.
+    Hang,
+    /// Not done: refused with this code and status 400.
+    Refuse(&'static str),
+    /// Not done: the server failed (500), which the caller cannot tell from having been done.
+    Broken,
+}
+
+type Delay = Arc<dyn Fn(Operation) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// The cloud of one instance. A clone is the same cloud.
+#[derive(Clone)]
+pub struct Ec2 {
+    state: Arc<Mutex<State>>,
+    delay: Option<Delay>,
+}
+
+/// Settings with the defaults of the daemon and a fixed seed.
+pub fn settings() -> Settings {
+    Settings {
+        cooldown: Duration::from_secs(30),
+        cluster: String::new(),
+        tags: BTreeMap::new(),
+        seed: 1,
+    }
+}
+
+impl Ec2 {
+    /// A t3.small (3 interfaces with 4 addresses) in 10.40.0.0/20.
+    pub fn small() -> Self {
+        Self::with_limits(3, 4)
+    }
+
+    /// An instance with these limits in 10.40.0.0/20.
+    pub fn with_limits(enis: u16, addresses_per_eni: u16) -> Self {
+        let subnet = "10.40.0.0/20".parse().unwrap_or_default();
+        let facts = InstanceFacts {
+            instance_id: InstanceId::new("i-0fake"),
+            instance_type: InstanceType::new("t3.small"),
+            region: "us-west-2".into(),
+            availability_zone: "us-west-2a".into(),
+            vpc_id: VpcId::new("vpc-1"),
+            primary_eni: EniId::new("eni-0"),
+            primary_mac: Mac([2, 0, 0, 0, 0, 0]),
+            primary_address: Ipv4Addr::new(10, 40, 0, 4),
+            subnet_id: SubnetId::new("subnet-1"),
+            subnet,
+            security_groups: vec![SecurityGroupId::new("sg-1")],
+        };
+        let limits = (enis, addresses_per_eni);
+        Self {
+            state: Arc::new(Mutex::new(State::new(facts, limits))),
+            delay: None,
+        }
+    }
+
+    /// Every call of the [`Cloud`] first waits for what `delay` returns.
+    #[must_use]
+    pub fn slowed_by(
+        mut self,
+        delay: impl Fn(Operation) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync + 'static,
+    ) -> Self {
+        self.delay = Some(Arc::new(delay));
+        self
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next calls of this kind fail so, one each; after them all is well again.
+    pub fn fail_next(&self, operation: Operation, faults: &[Fault]) {
+        let mut state = self.lock();
+        let queue: &mut VecDeque<Fault> = state.faults.entry(operation).or_default();
+        queue.extend(faults);
+    }
+
+    /// Calls of this kind fail so until [`Ec2::heal`].
+    pub fn fail_always(&self, operation: Operation, fault: Fault) {
+        self.lock().standing.insert(operation, fault);
+    }
+
+    /// Nothing fails any more, and reads are current.
+    pub fn heal(&self) {
+        let mut state = self.lock();
+        state.faults.clear();
+        state.standing.clear();
+        state.lagging_reads = 0;
+        state.free_left = None;
+    }
+
+    /// The next `count` reads tell the state before the latest change.
+    pub fn lag_reads(&self, count: u32) {
+        self.lock().lagging_reads = count;
+    }
+
+    /// The subnet has `count` addresses left (`None`: as many as it has).
+    pub fn set_free_left(&self, count: Option<u32>) {
+        self.lock().free_left = count;
+    }
+
+    /// How often a kind of call was made, failed ones included.
+    pub fn calls(&self, operation: Operation) -> u64 {
+        self.lock().calls.get(&operation).copied().unwrap_or(0)
+    }
+
+    /// Who else but us takes an address away.
+    pub fn take_address(&self, eni: &EniId, address: Ipv4Addr) {
+        let mut state = self.lock();
+        state.remember();
+        if let Some(eni) = state.enis.get_mut(eni) {
+            eni.secondary_addresses.remove(&address);
+        }
+    }
+
+    /// Who else but us takes an interface away.
+    pub fn take_eni(&self, eni: &EniId) {
+        let mut state = self.lock();
+        state.remember();
+        state.enis.remove(eni);
+    }
+
+    /// Somebody attaches an interface with so many pod addresses, without our tags.
+    pub fn attach_by_hand(&self, device_index: u16, addresses: u32) {
+        let mut state = self.lock();
+        state.attach_by_hand(device_index, addresses);
+    }
+
+    /// The interfaces as they truly are.
+    pub fn enis(&self) -> Vec<EniFacts> {
+        self.lock().enis.values().cloned().collect()
+    }
+
+    /// The instance.
+    pub fn instance(&self) -> InstanceFacts {
+        self.lock().facts.clone()
+    }
+
+    /// The instance's limits.
+    pub fn instance_limits(&self) -> Limits {
+        self.lock().limits
+    }
+
+    fn call<T>(
+        &self,
+        operation: Operation,
+        act: impl FnOnce(&mut State) -> Result<T, CloudError>,
+    ) -> Result<T, CloudError> {
+        let mut state = self.lock();
+        *state.calls.entry(operation).or_default() += 1;
+        let queued = state
+            .faults
+            .get_mut(&operation)
+            .and_then(VecDeque::pop_front);
+        let Some(fault) = queued.or(state.standing.get(&operation).copied()) else {
+            return act(&mut state);
+        };
+        Err(match fault {
+            Fault::Throttle => CloudError::from_code(
+                operation,
+                "RequestLimitExceeded",
+                "request limit exceeded",
+                Some(503),
+            ),
+            Fault::Lost => {
+                // Whatever came of it, nobody hears.
+                drop(act(&mut state));
+                CloudError::unknown(operation, "the connection was closed before a reply")
+            }
+            Fault::Hang => {
+                drop(act(&mut state));
+                CloudError::unknown(operation, HANG)
+            }
+            Fault::Refuse(code) => {
+                CloudError::from_code(operation, code, "refused on request", Some(400))
+            }
+            Fault::Broken => CloudError::from_code(
+                operation,
+                "InternalError",
+                "an internal error has occurred",
+                Some(500),
+            ),
+        })
+    }
+
+    /// Carries an action out at once. Host steps succeed.
+    pub fn carry_out(&self, action: &Action) -> Outcome {
+        match action {
+            Action::Create(request) => Outcome::Created(
+                request.token.clone(),
+                self.call(Operation::CreateEni, |s| s.create(request)),
+            ),
+            Action::Attach { eni, device_index } => Outcome::Attached(
+                eni.clone(),
+                *device_index,
+                self.call(Operation::AttachEni, |s| s.attach(eni, *device_index)),
+            ),
+            Action::Keep { eni, attachment } => Outcome::Kept(
+                eni.clone(),
+                self.call(Operation::KeepWithInstance, |s| s.keep(eni, attachment)),
+            ),
+            Action::SetUp { eni } => Outcome::SetUp(eni.clone(), Ok(())),
+            Action::Describe { eni } => Outcome::Described(
+                eni.clone(),
+                self.call(Operation::DescribeEnis, |s| Ok(s.read().get(eni).cloned())),
+            ),
+            Action::Assign { eni, count } => Outcome::Assigned(
+                eni.clone(),
+                *count,
+                self.call(Operation::AssignAddresses, |s| s.assign(eni, *count)),
+            ),
+            Action::Unassign { eni, addresses } => Outcome::Unassigned(
+                eni.clone(),
+                addresses.clone(),
+                self.call(Operation::UnassignAddresses, |s| s.unassign(eni, addresses)),
+            ),
+            Action::TearDown { eni } => Outcome::TornDown(eni.clone(), Ok(())),
+            Action::Detach { eni, attachment } => Outcome::Detached(
+                eni.clone(),
+                self.call(Operation::DetachEni, |s| s.detach(attachment)),
+            ),
+            Action::Delete { eni } => Outcome::Deleted(
+                eni.clone(),
+                self.call(Operation::DeleteEni, |s| s.delete(eni)),
+            ),
+        }
+    }
+
+    /// Waits, calls, and hangs if the fault says so.
+    async fn reply<T: Send>(
+        &self,
+        operation: Operation,
+        act: impl FnOnce(&mut State) -> Result<T, CloudError> + Send,
+    ) -> Result<T, CloudError> {
+        if let Some(delay) = &self.delay {
+            delay(operation).await;
+        }
+        let result = self.call(operation, act);
+        if matches!(&result, Err(error) if error.message == HANG) {
+            std::future::pending::<()>().await;
+        }
+        result
+    }
+}
+
+const HANG: &str = "no reply";
+
+impl Cloud for Ec2 {
+    async fn facts(&self) -> Result<InstanceFacts, CloudError> {
+        self.reply(Operation::Facts, |s| Ok(s.facts.clone())).await
+    }
+
+    async fn limits(&self, _: &InstanceType) -> Result<Limits, CloudError> {
+        self.reply(Operation::Limits, |s| Ok(s.limits)).await
+    }
+
+    async fn vpc_cidrs(&self) -> Result<Vec<ipnet::Ipv4Net>, CloudError> {
+        self.reply(Operation::VpcCidrs, |s| Ok(s.vpc.clone())).await
+    }
+
+    async fn seen_enis(&self) -> Result<Vec<SeenEni>, CloudError> {
+        self.reply(Operation::SeenEnis, |s| {
+            let attached = s.read().values().filter(|e| e.attachment.is_some());
+            Ok(attached
+                .map(|e| SeenEni {
+                    id: e.id.clone(),
+                    addresses: e
+                        .secondary_addresses
+                        .iter()
+                        .copied()
+                        .chain([e.primary_address])
+                        .collect(),
+                })
+                .collect())
+        })
+        .await
+    }
+
+    async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        self.reply(Operation::DescribeEnis, |s| {
+            Ok(s.read().values().cloned().collect())
+        })
+        .await
+    }
+
+    async fn describe_eni(&self, eni: &EniId) -> Result<Option<EniFacts>, CloudError> {
+        self.reply(Operation::DescribeEnis, |s| Ok(s.read().get(eni).cloned()))
+            .await
+    }
+
+    async fn create_eni(&self, request: &CreateEni) -> Result<EniFacts, CloudError> {
+        self.reply(Operation::CreateEni, |s| s.create(request))
+            .await
+    }
+
+    async fn attach_eni(&self, eni: &EniId, device_index: u16) -> Result<AttachmentId, CloudError> {
+        self.reply(Operation::AttachEni, |s| s.attach(eni, device_index))
+            .await
+    }
+
+    async fn keep_with_instance(
+        &self,
+        eni: &EniId,
+        attachment: &AttachmentId,
+    ) -> Result<(), CloudError> {
+        self.reply(Operation::KeepWithInstance, |s| s.keep(eni, attachment))
+            .await
+    }
+
+    async fn assign_addresses(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv4Addr>, CloudError> {
+        self.reply(Operation::AssignAddresses, |s| s.assign(eni, count))
+            .await
+    }
+
+    async fn unassign_addresses(
+        &self,
+        eni: &EniId,
+        addresses: &BTreeSet<Ipv4Addr>,
+    ) -> Result<(), CloudError> {
+        self.reply(Operation::UnassignAddresses, |s| s.unassign(eni, addresses))
+            .await
+    }
+
+    async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {
+        self.reply(Operation::DetachEni, |s| s.detach(attachment))
+            .await
+    }
+
+    async fn delete_eni(&self, eni: &EniId) -> Result<(), CloudError> {
+        self.reply(Operation::DeleteEni, |s| s.delete(eni)).await
+    }
+}

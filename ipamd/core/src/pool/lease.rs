@@ -1,0 +1,208 @@
+//! Giving addresses to pods and taking them back.
+
+use std::net::Ipv4Addr;
+
+use thiserror::Error;
+
+use super::{Pool, Slot};
+use crate::ids::{EniId, PodKey, PodName, Timestamp};
+
+/// An address that a pod has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Whose.
+    pub key: PodKey,
+    /// The pod by name.
+    pub pod: PodName,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Device index of the interface that has the address (0: the primary); `None` if the cloud does not show the
+    /// address on any interface of ours.
+    pub device_index: Option<u16>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What [`Pool::assign`] gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The lease.
+    pub lease: Lease,
+    /// Made by this call; else the pod had it before.
+    pub new: bool,
+}
+
+/// What [`Pool::release`] took back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// The lease as it was.
+    pub lease: Lease,
+}
+
+/// No address is free. [`why_empty`](crate::cause::why_empty) knows why.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("no address is free")]
+pub struct Empty;
+
+impl Pool {
+    /// Gives the pod an address: the one it has if it asks again, else one from the fullest interface that has a free
+    /// one (the primary first), so that the others drain and can be given back. Of its free addresses the one that has
+    /// rested longest.
+    ///
+    /// # Errors
+    /// When no serving interface has a free address.
+    ///
+    /// *Cost*: linear in the addresses held.
+    pub fn assign(
+        &mut self,
+        key: &PodKey,
+        pod: &PodName,
+        now: Timestamp,
+    ) -> Result<Assignment, Empty> {
+        if let Some(lease) = self.lease(key) {
+            return Ok(Assignment { lease, new: false });
+        }
+        let (eni, address) = self
+            .enis
+            .values()
+            .filter(|e| e.stage.is_ready())
+            .filter_map(|e| Some((e, longest_rested(e, now)?)))
+            .min_by_key(|(e, _)| {
+                (
+                    !e.primary,
+                    std::cmp::Reverse(e.assigned()),
+                    e.device_index(),
+                )
+            })
+            .map(|(e, address)| (e.id.clone(), address))
+            .ok_or(Empty)?;
+        // The sandbox asks anew: what it had before is nothing to it.
+        self.orphans.remove(key);
+        self.occupy(&eni, address, key.clone(), pod.clone(), now);
+        let lease = self.lease(key).ok_or(Empty)?;
+        Ok(Assignment { lease, new: true })
+    }
+
+    /// Takes back what `key` has; the address rests before anyone else gets it. `None`: nobody of that key.
+    pub fn release(&mut self, key: &PodKey, now: Timestamp) -> Option<Released> {
+        let until = now + self.settings.cooldown;
+        if let Some(lease) = self.orphans.remove(key) {
+            self.resting.insert(lease.address, until);
+            return Some(Released { lease });
+        }
+        let lease = self.vacate(key, Slot::Cooling { until })?;
+        Some(Released { lease })
+    }
+
+    /// Undoes an assignment that no pod ever got to know: the address need not rest.
+    pub fn cancel(&mut self, key: &PodKey) {
+        self.vacate(key, Slot::Free { freed: None });
+    }
+
+    /// The key of a pod that the runtime knows by container only: its network was not recorded when the node was
+    /// migrated from an older agent.
+    pub fn find_migrated(&self, container_id: &str) -> Option<PodKey> {
+        let key = PodKey {
+            network_name: "_migrated-from-cri".into(),
+            container_id: container_id.into(),
+            if_name: "unknown".into(),
+        };
+        (self.leases.contains_key(&key) || self.orphans.contains_key(&key)).then_some(key)
+    }
+
+    /// What `key` has, on an interface of ours.
+    pub fn lease(&self, key: &PodKey) -> Option<Lease> {
+        let (eni, address) = self.leases.get(key)?;
+        let eni = self.enis.get(eni)?;
+        match &eni.slots.get(address)?.slot {
+            Slot::Assigned { key, pod, since } => Some(Lease {
+                key: key.clone(),
+                pod: pod.clone(),
+                address: *address,
+                device_index: eni.device_index(),
+                since: *since,
+            }),
+            Slot::Free { .. } | Slot::Cooling { .. } | Slot::Leaving { .. } => None,
+        }
+    }
+
+    /// All leases in order of their keys, those without an interface included: what the checkpoint holds.
+    pub fn leases(&self) -> Vec<Lease> {
+        let mut leases: Vec<Lease> = self
+            .leases
+            .keys()
+            .filter_map(|key| self.lease(key))
+            .chain(self.orphans.values().cloned())
+            .collect();
+        leases.sort_by(|a, b| a.key.cmp(&b.key));
+        leases
+    }
+
+    /// Addresses that rest and until when: what the checkpoint holds beside leases.
+    pub fn cooling(&self, now: Timestamp) -> Vec<(Ipv4Addr, Timestamp)> {
+        let mut resting: Vec<_> = self
+            .enis
+            .values()
+            .flat_map(|e| e.slots.iter())
+            .filter_map(|(address, held)| match held.slot {
+                Slot::Cooling { until } if now < until => Some((*address, until)),
+                Slot::Cooling { .. }
+                | Slot::Free { .. }
+                | Slot::Assigned { .. }
+                | Slot::Leaving { .. } => None,
+            })
+            .chain(
+                self.resting
+                    .iter()
+                    .map(|(address, until)| (*address, *until)),
+            )
+            .filter(|(_, until)| now < *until)
+            .collect();
+        resting.sort_unstable();
+        resting
+    }
+
+    /// Marks an address of ours as a pod's.
+    pub(crate) fn occupy(
+        &mut self,
+        eni: &EniId,
+        address: Ipv4Addr,
+        key: PodKey,
+        pod: PodName,
+        since: Timestamp,
+    ) {
+        let held = self
+            .enis
+            .get_mut(eni)
+            .and_then(|e| e.slots.get_mut(&address));
+        if let Some(held) = held {
+            self.leases.insert(key.clone(), (eni.clone(), address));
+            held.slot = Slot::Assigned { key, pod, since };
+        }
+    }
+
+    fn vacate(&mut self, key: &PodKey, slot: Slot) -> Option<Lease> {
+        let lease = self.lease(key)?;
+        let (eni, address) = self.leases.remove(key)?;
+        if let Some(held) = self
+            .enis
+            .get_mut(&eni)
+            .and_then(|e| e.slots.get_mut(&address))
+        {
+            held.slot = slot;
+        }
+        Some(lease)
+    }
+}
+
+fn longest_rested(eni: &super::Eni, now: Timestamp) -> Option<Ipv4Addr> {
+    eni.slots
+        .iter()
+        .filter_map(|(address, held)| match held.slot {
+            Slot::Free { freed } => Some((freed, *address)),
+            Slot::Cooling { until } if until <= now => Some((Some(until), *address)),
+            Slot::Cooling { .. } | Slot::Assigned { .. } | Slot::Leaving { .. } => None,
+        })
+        .min()
+        .map(|(_, address)| address)
+}

@@ -1,0 +1,121 @@
+//! Leases of an earlier process, from the checkpoint.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use thiserror::Error;
+
+use super::{Lease, Pool, Slot};
+use crate::ids::{EniId, PodKey, PodName, Timestamp};
+
+/// A lease as the checkpoint has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Whose.
+    pub key: PodKey,
+    /// The pod by name.
+    pub pod: PodName,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A checkpoint that cannot be true.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RestoreError {
+    /// Two pods have one address.
+    #[error("address {address} is leased to {first} and to {second}")]
+    Twice {
+        /// The address.
+        address: Ipv4Addr,
+        /// One pod.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// One pod has two leases.
+    #[error("{key} has more than one lease")]
+    SameKey {
+        /// The pod.
+        key: PodKey,
+    },
+}
+
+impl Pool {
+    /// Takes over the leases of an earlier process and what was resting then. A lease whose address no interface shows
+    /// is kept aside and answered: reads lag, and the pod is there.
+    ///
+    /// Comes after the first [`Pool::reconcile`] and before the first [`Pool::assign`].
+    ///
+    /// # Errors
+    /// When the entries contradict each other; nothing is taken over then.
+    pub fn restore(
+        &mut self,
+        entries: &[Entry],
+        resting: &[(Ipv4Addr, Timestamp)],
+    ) -> Result<Vec<Lease>, RestoreError> {
+        let mut by_address: BTreeMap<Ipv4Addr, &PodKey> = BTreeMap::new();
+        let mut by_key: BTreeMap<&PodKey, Ipv4Addr> = BTreeMap::new();
+        for entry in entries {
+            if let Some(first) = by_address.insert(entry.address, &entry.key) {
+                return Err(RestoreError::Twice {
+                    address: entry.address,
+                    first: first.to_string(),
+                    second: entry.key.to_string(),
+                });
+            }
+            if by_key.insert(&entry.key, entry.address).is_some() {
+                return Err(RestoreError::SameKey {
+                    key: entry.key.clone(),
+                });
+            }
+        }
+        let mut aside = Vec::new();
+        for entry in entries {
+            match self.holder(entry.address) {
+                Some(eni) => self.occupy(
+                    &eni,
+                    entry.address,
+                    entry.key.clone(),
+                    entry.pod.clone(),
+                    entry.since,
+                ),
+                None => {
+                    let lease = Lease {
+                        key: entry.key.clone(),
+                        pod: entry.pod.clone(),
+                        address: entry.address,
+                        device_index: None,
+                        since: entry.since,
+                    };
+                    self.orphans.insert(entry.key.clone(), lease.clone());
+                    aside.push(lease);
+                }
+            }
+        }
+        for (address, until) in resting {
+            let held = self
+                .enis
+                .values_mut()
+                .find_map(|eni| eni.slots.get_mut(address));
+            match held {
+                Some(held) if held.slot == (Slot::Free { freed: None }) => {
+                    held.slot = Slot::Cooling { until: *until };
+                }
+                Some(_) => {}
+                None => {
+                    self.resting.insert(*address, *until);
+                }
+            }
+        }
+        Ok(aside)
+    }
+
+    fn holder(&self, address: Ipv4Addr) -> Option<EniId> {
+        self.enis
+            .values()
+            .find(|eni| eni.slots.contains_key(&address))
+            .map(|eni| eni.id.clone())
+    }
+}

@@ -1,0 +1,342 @@
+//! How large the pool is, which interfaces it fills, and what it says when it is empty.
+
+use std::time::Duration;
+
+use selvage_ipamd_core::action::Action;
+use selvage_ipamd_core::cause::{Cause, why_empty};
+use selvage_ipamd_core::cloud::Operation;
+use selvage_ipamd_core::fake::{self, Ec2, Fault};
+use selvage_ipamd_core::ids::{EniId, PodKey, PodName, Timestamp};
+use selvage_ipamd_core::limits::Limits;
+use selvage_ipamd_core::plan::{Targets, plan};
+use selvage_ipamd_core::pool::Pool;
+
+struct Node {
+    ec2: Ec2,
+    pool: Pool,
+    targets: Targets,
+    limits: Limits,
+    now: Timestamp,
+    pods: u32,
+}
+
+impl Node {
+    fn new(ec2: Ec2, targets: Targets) -> Self {
+        let now = Timestamp::from_unix(Duration::from_secs(1_000_000));
+        let mut pool = Pool::new(&ec2.instance(), fake::settings());
+        pool.reconcile(&ec2.enis(), now);
+        Self {
+            limits: ec2.instance_limits(),
+            ec2,
+            pool,
+            targets,
+            now,
+            pods: 0,
+        }
+    }
+
+    fn tick(&mut self) -> Vec<Action> {
+        let actions = plan(&self.pool, &self.targets, &self.limits, self.now);
+        for action in &actions {
+            self.pool.begin(action, self.now);
+            let outcome = self.ec2.carry_out(action);
+            self.pool.apply(outcome, self.now);
+        }
+        actions
+    }
+
+    /// Until nothing is left to do.
+    fn settle(&mut self) {
+        for _ in 0..100 {
+            if self.tick().is_empty() {
+                return;
+            }
+        }
+        panic!("never settles");
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now = self.now + Duration::from_secs(seconds);
+    }
+
+    fn add(&mut self) -> bool {
+        self.pods += 1;
+        let key = key(self.pods);
+        self.pool
+            .assign(&key, &PodName::default(), self.now)
+            .is_ok()
+    }
+
+    fn add_many(&mut self, count: u32) {
+        for _ in 0..count {
+            assert!(self.add());
+            self.settle();
+        }
+    }
+
+    fn del(&mut self, pod: u32) {
+        self.pool.release(&key(pod), self.now).unwrap();
+    }
+
+    fn sizes(&self) -> (u32, u32, u32) {
+        let stats = self.pool.stats(self.now);
+        (stats.enis, stats.total, stats.available)
+    }
+
+    fn cause(&self) -> Cause {
+        why_empty(&self.pool, &self.targets, &self.limits, self.now)
+    }
+}
+
+fn key(pod: u32) -> PodKey {
+    PodKey {
+        network_name: "aws-cni".into(),
+        container_id: format!("sandbox-{pod}"),
+        if_name: "eth0".into(),
+    }
+}
+
+fn targets(
+    warm_enis: u32,
+    warm_ips: impl Into<Option<u32>>,
+    minimum_ips: impl Into<Option<u32>>,
+) -> Targets {
+    Targets {
+        warm_enis,
+        warm_ips: warm_ips.into(),
+        minimum_ips: minimum_ips.into(),
+        ..Targets::default()
+    }
+}
+
+#[test]
+fn the_pool_has_the_size_that_awss_arithmetic_gives() {
+    // (targets, pods) -> (interfaces, addresses, free), on a c5.large: 3 interfaces with 9 pod addresses each.
+    for (name, targets, pods, want) in [
+        ("default, no pods", targets(1, None, None), 0, (1, 9, 9)),
+        ("default, one pod", targets(1, None, None), 1, (2, 18, 17)),
+        ("default, nine pods", targets(1, None, None), 9, (2, 18, 9)),
+        ("default, ten pods", targets(1, None, None), 10, (3, 27, 17)),
+        ("default, full", targets(1, None, None), 27, (3, 27, 0)),
+        (
+            "no warm interface, no pods",
+            targets(0, None, None),
+            0,
+            (1, 9, 9),
+        ),
+        (
+            "no warm interface, eight pods",
+            targets(0, None, None),
+            8,
+            (1, 9, 1),
+        ),
+        (
+            "no warm interface, nine pods",
+            targets(0, None, None),
+            9,
+            (2, 18, 9),
+        ),
+        (
+            "two warm interfaces",
+            targets(2, None, None),
+            0,
+            (2, 18, 18),
+        ),
+        ("warm addresses", targets(1, 2, None), 0, (1, 2, 2)),
+        ("warm addresses, pods", targets(1, 2, None), 5, (1, 7, 2)),
+        (
+            "warm addresses over two",
+            targets(1, 2, None),
+            8,
+            (2, 10, 2),
+        ),
+        ("minimum", targets(1, None, 6), 0, (1, 6, 6)),
+        ("minimum, pods below", targets(1, None, 6), 4, (1, 6, 2)),
+        ("both, minimum wins", targets(1, 2, 12), 3, (2, 12, 9)),
+        ("both, warm wins", targets(1, 2, 6), 6, (1, 8, 2)),
+        (
+            "one interface at most",
+            Targets {
+                max_enis: Some(1),
+                ..targets(1, None, None)
+            },
+            9,
+            (1, 9, 0),
+        ),
+        (
+            "pods at most",
+            Targets {
+                max_pods: Some(9),
+                ..targets(1, None, None)
+            },
+            5,
+            (1, 9, 4),
+        ),
+    ] {
+        let mut node = Node::new(Ec2::with_limits(3, 10), targets);
+        node.settle();
+        node.add_many(pods);
+        assert_eq!(node.sizes(), want, "{name}");
+    }
+}
+
+#[test]
+fn pods_fill_the_primary_interface_and_then_the_fullest_so_that_others_drain() {
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.settle();
+    node.add_many(8);
+    let count = |node: &Node, eni: &str| {
+        let eni = node.pool.eni(&EniId::new(eni)).unwrap();
+        eni.assigned()
+    };
+    assert_eq!(
+        [
+            count(&node, "eni-0"),
+            count(&node, "eni-1"),
+            count(&node, "eni-2")
+        ],
+        [3, 3, 2]
+    );
+    // Room on all three: the primary first, then the fuller of the others.
+    node.del(1);
+    node.del(4);
+    node.del(5);
+    node.wait(30);
+    assert!(node.add());
+    assert_eq!(count(&node, "eni-0"), 3);
+    assert!(node.add());
+    assert_eq!([count(&node, "eni-1"), count(&node, "eni-2")], [1, 3]);
+}
+
+#[test]
+fn an_empty_interface_is_given_back_after_its_addresses_have_rested_and_no_sooner() {
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.settle();
+    node.add_many(4);
+    assert_eq!(node.sizes().0, 3);
+    for pod in 1..=4 {
+        node.del(pod);
+    }
+    node.settle();
+    assert_eq!(node.sizes().0, 3, "they rest, and the interfaces are young");
+    node.wait(61);
+    node.settle();
+    assert_eq!(node.sizes().0, 2, "one at a time");
+    node.wait(29);
+    assert_eq!(node.tick(), []);
+    node.wait(1);
+    node.settle();
+    assert_eq!(node.sizes(), (1, 3, 3), "the primary interface stays");
+    assert_eq!(node.ec2.enis().len(), 1, "and nothing is left in EC2");
+}
+
+#[test]
+fn with_a_warm_address_target_single_addresses_are_given_back_but_never_one_that_rests() {
+    let mut node = Node::new(Ec2::with_limits(3, 10), targets(1, 2, None));
+    node.settle();
+    node.add_many(6);
+    assert_eq!(node.sizes(), (1, 8, 2));
+    for pod in 1..=6 {
+        node.del(pod);
+    }
+    node.settle();
+    assert_eq!(node.sizes(), (1, 8, 2), "six rest");
+    node.wait(31);
+    node.settle();
+    assert_eq!(node.sizes(), (1, 2, 2));
+}
+
+#[test]
+fn an_interface_that_we_did_not_make_is_used_and_never_removed() {
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.ec2.attach_by_hand(1, 3);
+    node.ec2.attach_by_hand(2, 3);
+    node.pool.reconcile(&node.ec2.enis(), node.now);
+    node.settle();
+    assert_eq!(node.sizes(), (3, 6, 6));
+    node.wait(1000);
+    node.settle();
+    assert_eq!(node.sizes(), (3, 6, 6), "though it is more than is wanted");
+}
+
+#[test]
+fn a_subnet_with_few_addresses_is_emptied_one_by_one_and_then_left_alone_for_two_minutes() {
+    let mut node = Node::new(Ec2::with_limits(3, 10), Targets::default());
+    node.ec2.set_free_left(Some(3));
+    node.settle();
+    assert_eq!(node.sizes(), (1, 3, 3));
+    let calls = |node: &Node| {
+        node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::CreateEni)
+    };
+    let before = calls(&node);
+    node.wait(119);
+    node.settle();
+    assert_eq!(calls(&node), before);
+    node.ec2.set_free_left(None);
+    node.wait(1);
+    node.settle();
+    assert_eq!(node.sizes(), (1, 9, 9));
+}
+
+#[test]
+fn the_cause_of_an_empty_pool_is_the_one_that_holds() {
+    let empty = |ec2: Ec2, targets: Targets| {
+        let mut node = Node::new(ec2, targets);
+        node.settle();
+        while node.add() {}
+        node.tick();
+        node
+    };
+    let full = empty(Ec2::with_limits(1, 3), Targets::default()).cause();
+    assert_eq!(
+        full.to_string(),
+        "every address is in use: 1 interfaces with 2 pod addresses each are the limit"
+    );
+    assert_eq!(full.may_pass_in(), None);
+
+    let mut resting = empty(Ec2::with_limits(1, 3), Targets::default());
+    resting.del(1);
+    resting.wait(10);
+    let cause = resting.cause();
+    assert_eq!(cause.may_pass_in(), Some(Duration::from_secs(20)));
+    assert!(
+        cause
+            .to_string()
+            .contains("1 rest after their pods, the first for 20 s")
+    );
+
+    let ec2 = Ec2::small();
+    ec2.fail_always(Operation::CreateEni, Fault::Throttle);
+    let cause = empty(ec2, Targets::default()).cause();
+    assert!(matches!(cause, Cause::Throttled { .. }), "{cause:?}");
+
+    let ec2 = Ec2::small();
+    ec2.fail_always(
+        Operation::CreateEni,
+        Fault::Refuse("AttachmentLimitExceeded"),
+    );
+    let cause = empty(ec2, Targets::default()).cause();
+    assert!(matches!(cause, Cause::NoRoomForEni { .. }), "{cause:?}");
+
+    let ec2 = Ec2::small();
+    ec2.fail_always(Operation::CreateEni, Fault::Refuse("Odd"));
+    let cause = empty(ec2, Targets::default()).cause();
+    assert!(
+        cause.to_string().starts_with("CreateNetworkInterface: Odd"),
+        "{cause}"
+    );
+
+    let pods = Targets {
+        max_pods: Some(3),
+        ..Targets::default()
+    };
+    let cause = empty(Ec2::small(), pods).cause();
+    assert_eq!(cause, Cause::MaxPods { pods: 3 });
+
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.settle();
+    while node.add() {}
+    let cause = node.cause();
+    assert!(matches!(cause, Cause::Refilling { .. }), "{cause:?}");
+    assert_eq!(cause.may_pass_in(), Some(Duration::ZERO));
+}

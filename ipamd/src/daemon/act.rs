@@ -1,0 +1,128 @@
+//! Carrying out one action: the call, its deadline, its count.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selvage_ipamd_core::action::{Action, Outcome};
+use selvage_ipamd_core::cloud::{Cloud, CloudError, Operation};
+use tokio::time::Instant;
+
+use super::{Shared, words};
+use crate::events::EventSink;
+use crate::hostnet::{EniNet, Host, HostError};
+
+/// A call that takes longer has lost its reply. EC2 answers within seconds, its slowest calls within ten.
+const EC2_DEADLINE: Duration = Duration::from_secs(30);
+/// Metadata comes from the host below us: milliseconds, and several reads for a list.
+const METADATA_DEADLINE: Duration = Duration::from_secs(10);
+/// An interface appears on the node some seconds after EC2 says that it is attached.
+const LINK_WAIT: Duration = Duration::from_secs(15);
+/// Between two looks for it.
+const LINK_LOOK: Duration = Duration::from_millis(250);
+
+/// One call with its deadline, counted.
+pub(crate) async fn call<T, C: Cloud, H: Host, E: EventSink>(
+    shared: &Shared<C, H, E>,
+    operation: Operation,
+    reply: impl Future<Output = Result<T, CloudError>>,
+) -> Result<T, CloudError> {
+    let deadline = if operation.is_ec2() {
+        EC2_DEADLINE
+    } else {
+        METADATA_DEADLINE
+    };
+    let started = Instant::now();
+    let result = tokio::time::timeout(deadline, reply)
+        .await
+        .unwrap_or_else(|_| {
+            Err(CloudError::unknown(
+                operation,
+                format!("no answer within {deadline:?}"),
+            ))
+        });
+    shared
+        .metrics
+        .count_call(operation, started.elapsed(), result.as_ref().err());
+    result
+}
+
+/// Carries out an action. `net` is what the host needs of the action's interface, for the two steps on the host.
+pub(crate) async fn carry_out<C: Cloud, H: Host, E: EventSink>(
+    shared: Arc<Shared<C, H, E>>,
+    action: Action,
+    net: Option<EniNet>,
+) -> Outcome {
+    let cloud = &shared.cloud;
+    let shared = shared.as_ref();
+    match action {
+        Action::Create(request) => {
+            let reply = cloud.create_eni(&request);
+            let result = call(shared, Operation::CreateEni, reply).await;
+            Outcome::Created(request.token, result)
+        }
+        Action::Attach { eni, device_index } => {
+            let reply = cloud.attach_eni(&eni, device_index);
+            let result = call(shared, Operation::AttachEni, reply).await;
+            Outcome::Attached(eni, device_index, result)
+        }
+        Action::Keep { eni, attachment } => {
+            let reply = cloud.keep_with_instance(&eni, &attachment);
+            let result = call(shared, Operation::KeepWithInstance, reply).await;
+            Outcome::Kept(eni, result)
+        }
+        Action::Describe { eni } => {
+            let reply = cloud.describe_eni(&eni);
+            let result = call(shared, Operation::DescribeEnis, reply).await;
+            Outcome::Described(eni, result)
+        }
+        Action::Assign { eni, count } => {
+            let reply = cloud.assign_addresses(&eni, count);
+            let result = call(shared, Operation::AssignAddresses, reply).await;
+            Outcome::Assigned(eni, count, result)
+        }
+        Action::Unassign { eni, addresses } => {
+            let reply = cloud.unassign_addresses(&eni, &addresses);
+            let result = call(shared, Operation::UnassignAddresses, reply).await;
+            Outcome::Unassigned(eni, addresses, result)
+        }
+        Action::Detach { eni, attachment } => {
+            let reply = cloud.detach_eni(&attachment);
+            let result = call(shared, Operation::DetachEni, reply).await;
+            Outcome::Detached(eni, result)
+        }
+        Action::Delete { eni } => {
+            let reply = cloud.delete_eni(&eni);
+            let result = call(shared, Operation::DeleteEni, reply).await;
+            Outcome::Deleted(eni, result)
+        }
+        Action::SetUp { eni } => {
+            let result = match &net {
+                Some(net) => set_up(&shared.host, net).await,
+                None => Err(format!("{eni} is not attached")),
+            };
+            Outcome::SetUp(eni, result)
+        }
+        Action::TearDown { eni } => {
+            let result = match &net {
+                Some(net) => shared.host.remove_eni(net).await.map_err(|e| words(&e)),
+                None => Ok(()),
+            };
+            Outcome::TornDown(eni, result)
+        }
+    }
+}
+
+/// Sets the interface up as soon as it has appeared.
+async fn set_up<H: Host>(host: &H, net: &EniNet) -> Result<(), String> {
+    let until = Instant::now() + LINK_WAIT;
+    loop {
+        match host.ensure_eni(net).await {
+            Ok(_) => return Ok(()),
+            Err(HostError::NoLink { .. }) if Instant::now() < until => {
+                tokio::time::sleep(LINK_LOOK).await;
+            }
+            Err(error) => return Err(words(&error)),
+        }
+    }
+}

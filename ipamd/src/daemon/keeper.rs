@@ -1,0 +1,636 @@
+//! The keeper: owns the pool, and is the only one that changes it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use selvage_ipamd_core::action::{Action, Outcome};
+use selvage_ipamd_core::cause::{Cause, why_empty};
+use selvage_ipamd_core::cloud::{
+    Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, Operation, SeenEni,
+};
+use selvage_ipamd_core::ids::{EniId, PodKey, PodName, Timestamp};
+use selvage_ipamd_core::limits::Limits;
+use selvage_ipamd_core::plan::{Targets, plan};
+use selvage_ipamd_core::pool::{Changes, Pool};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::journal::Journal;
+use super::request::{Grant, NodeFacts, Refusal, Reply, Request, Status};
+use super::{DRAIN, Ready, RunError, Shared, act, node_net};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::conflist::{self, InstallError};
+use crate::events::EventSink;
+use crate::hostnet::{EniNet, Host, HostError};
+use crate::metrics::Snapshot;
+
+/// How often pauses are looked at that no message ends.
+const TICK: Duration = Duration::from_secs(1);
+/// Between two comparisons with the cloud.
+const SURVEY: Duration = Duration::from_secs(60);
+/// Between two looks at the VPC's blocks and the host's network.
+const REFRESH: Duration = Duration::from_secs(30);
+/// ADDs that wait for an address; more are refused at once.
+const WAITING: usize = 512;
+
+/// What a task has to say when it ends.
+enum Done {
+    Outcome(Outcome),
+    Seen(Result<Vec<SeenEni>, CloudError>),
+    Described(Result<Vec<EniFacts>, CloudError>),
+    Blocks(Result<Vec<Ipv4Net>, CloudError>),
+    Host(Result<Vec<String>, HostError>),
+    Forgot(Result<(), HostError>),
+    Written(u64, Result<(), CheckpointError>),
+    Installed(Result<Vec<PathBuf>, InstallError>),
+}
+
+/// An ADD that waits for an address.
+struct Waiter {
+    key: PodKey,
+    pod: PodName,
+    until: Instant,
+    reply: Reply,
+}
+
+/// What is under way or due, beside actions.
+struct Timers {
+    survey: Instant,
+    surveying: bool,
+    refresh: Instant,
+    refreshing: u8,
+    installing: bool,
+}
+
+pub(super) struct Keeper<C, H, E> {
+    shared: Arc<Shared<C, H, E>>,
+    instance: InstanceFacts,
+    limits: Limits,
+    targets: Targets,
+    vpc: Vec<Ipv4Net>,
+    pool: Pool,
+    status: watch::Sender<Status>,
+    facts: watch::Sender<Option<NodeFacts>>,
+    work: JoinSet<Done>,
+    waiting: VecDeque<Waiter>,
+    journal: Journal,
+    timers: Timers,
+}
+
+impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+    pub(super) fn new(
+        shared: Arc<Shared<C, H, E>>,
+        ready: Ready,
+        status: watch::Sender<Status>,
+        facts: watch::Sender<Option<NodeFacts>>,
+    ) -> Self {
+        let mut targets = shared.config.targets.clone();
+        targets.max_pods.get_or_insert(ready.limits.max_pods());
+        let now = Instant::now();
+        // What was restored may differ from what is on disk.
+        let mut journal = Journal::default();
+        journal.changed();
+        Self {
+            shared,
+            instance: ready.instance,
+            limits: ready.limits,
+            targets,
+            vpc: ready.vpc,
+            pool: ready.pool,
+            status,
+            facts,
+            work: JoinSet::new(),
+            waiting: VecDeque::new(),
+            journal,
+            timers: Timers {
+                survey: now + SURVEY,
+                surveying: false,
+                refresh: now + REFRESH,
+                refreshing: 0,
+                installing: false,
+            },
+        }
+    }
+
+    /// Until `shutdown`; then everything that is under way is given a moment to end.
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Request>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.refresh_host();
+        loop {
+            self.advance();
+            let patience = self.waiting.iter().map(|w| w.until).min();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(request) = inbox.recv() => self.answer(request),
+                Some(done) = self.work.join_next() => {
+                    let done = done.map_err(|e| RunError::Task(e.to_string()))?;
+                    self.take_in(done);
+                }
+                _ = tick.tick() => {
+                    self.journal.unstick();
+                    self.look_around();
+                }
+                () = at(patience) => {}
+            }
+        }
+        inbox.close();
+        self.end(inbox).await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+
+    /// Everything that follows from the present state.
+    fn advance(&mut self) {
+        let now = self.now();
+        if self.pool.take_survey_wanted() && !self.timers.surveying {
+            self.describe();
+        }
+        for action in plan(&self.pool, &self.targets, &self.limits, now) {
+            self.begin(action, now);
+        }
+        self.serve_waiting(now);
+        self.publish(now);
+        self.write();
+    }
+
+    fn begin(&mut self, action: Action, now: Timestamp) {
+        // Before the pool forgets where it is.
+        let net = action.eni().and_then(|eni| self.eni_net(eni));
+        self.pool.begin(&action, now);
+        debug!(%action, "begin");
+        let shared = self.shared.clone();
+        self.work
+            .spawn(async move { Done::Outcome(act::carry_out(shared, action, net).await) });
+    }
+
+    fn eni_net(&self, eni: &EniId) -> Option<EniNet> {
+        let eni = self.pool.eni(eni)?;
+        Some(EniNet {
+            mac: eni.mac(),
+            device_index: eni.device_index()?,
+            address: eni.primary_address(),
+            subnet: eni.subnet(),
+            mtu: self.shared.config.eni_mtu,
+        })
+    }
+
+    fn answer(&mut self, request: Request) {
+        let now = self.now();
+        match request {
+            Request::Add { key, pod, reply } => self.add(key, pod, reply, now),
+            Request::Del { key, reply } => self.del(key, reply, now),
+            Request::Snapshot { reply } => {
+                // A scraper that has gone does not matter.
+                let _ = reply.send(self.snapshot(now));
+            }
+        }
+    }
+
+    fn add(&mut self, key: PodKey, pod: PodName, reply: Reply, now: Timestamp) {
+        // Whoever came first is served first.
+        let overtaking = !self.waiting.is_empty() && self.pool.lease(&key).is_none();
+        let reply = match overtaking {
+            true => reply,
+            false => match self.assign(&key, &pod, reply, now) {
+                Ok(()) => return,
+                Err(reply) => reply,
+            },
+        };
+        let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
+        let patience = self.shared.config.add_wait;
+        let hopeful = cause.may_pass_in().is_some_and(|pause| pause < patience);
+        if hopeful && self.waiting.len() < WAITING {
+            debug!(%pod, %cause, "waits for an address");
+            self.waiting.push_back(Waiter {
+                key,
+                pod,
+                until: Instant::now() + patience,
+                reply,
+            });
+        } else {
+            self.refuse(&pod, reply, &cause);
+        }
+    }
+
+    /// Gives an address, or the reply back.
+    fn assign(
+        &mut self,
+        key: &PodKey,
+        pod: &PodName,
+        reply: Reply,
+        now: Timestamp,
+    ) -> Result<(), Reply> {
+        let Ok(assignment) = self.pool.assign(key, pod, now) else {
+            return Err(reply);
+        };
+        let address = assignment.lease.address;
+        if assignment.new {
+            info!(%pod, %address, device = ?assignment.lease.device_index, "leased");
+            self.journal.changed();
+        }
+        let cancel = assignment.new.then(|| key.clone());
+        let grant = Grant {
+            lease: assignment.lease,
+        };
+        self.journal.push(reply, grant, cancel, true);
+        Ok(())
+    }
+
+    fn refuse(&self, pod: &PodName, reply: Reply, cause: &Cause) {
+        warn!(%pod, %cause, "no address");
+        self.shared.metrics.count_no_address();
+        let refusal = Refusal::Empty {
+            cause: cause.to_string(),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(Err(refusal));
+    }
+
+    /// In order of arrival; who has gone is forgotten, who has waited long enough is told why.
+    fn serve_waiting(&mut self, now: Timestamp) {
+        let clock = Instant::now();
+        for waiter in std::mem::take(&mut self.waiting) {
+            if waiter.reply.is_closed() {
+                continue;
+            }
+            let assigned = self.assign(&waiter.key, &waiter.pod, waiter.reply, now);
+            match assigned {
+                Ok(()) => {}
+                Err(reply) if waiter.until <= clock => {
+                    let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
+                    self.refuse(&waiter.pod, reply, &cause);
+                }
+                Err(reply) => self.waiting.push_back(Waiter { reply, ..waiter }),
+            }
+        }
+    }
+
+    fn del(&mut self, key: PodKey, reply: Reply, now: Timestamp) {
+        // A sandbox that gives up has stopped waiting.
+        self.waiting.retain(|waiter| waiter.key != key);
+        let released = self.pool.release(&key, now).or_else(|| {
+            let migrated = self.pool.find_migrated(&key.container_id)?;
+            self.pool.release(&migrated, now)
+        });
+        let Some(released) = released else {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(Refusal::UnknownPod));
+            return;
+        };
+        let lease = released.lease;
+        info!(pod = %lease.pod, address = %lease.address, "taken back");
+        if lease.device_index.is_none() {
+            // The plugin cannot know which table its rules name.
+            let (shared, address) = (self.shared.clone(), lease.address);
+            self.work
+                .spawn(async move { Done::Forgot(shared.host.forget_pod(address).await) });
+        }
+        self.journal.changed();
+        self.journal.push(reply, Grant { lease }, None, false);
+    }
+
+    fn take_in(&mut self, done: Done) {
+        let now = self.now();
+        match done {
+            Done::Outcome(outcome) => self.take_outcome(outcome, now),
+            Done::Seen(seen) => self.take_seen(seen, now),
+            Done::Described(enis) => self.take_described(enis, now),
+            Done::Blocks(blocks) => self.take_blocks(blocks),
+            Done::Host(Ok(changed)) => {
+                self.timers.refreshing -= 1;
+                if !changed.is_empty() {
+                    warn!(?changed, "host network repaired");
+                    self.shared.metrics.count_repair();
+                }
+            }
+            Done::Host(Err(error)) => {
+                self.timers.refreshing -= 1;
+                error!(%error, "host network");
+                self.trouble("HostNetworkFailed", "Repair".into(), error.to_string());
+            }
+            Done::Forgot(Ok(())) => {}
+            Done::Forgot(Err(error)) => {
+                error!(%error, "rules of a gone pod");
+                self.shared.metrics.count_error("forget_pod");
+            }
+            Done::Written(version, result) => self.take_written(version, result),
+            Done::Installed(result) => {
+                self.timers.installing = false;
+                match result {
+                    Ok(files) if files.is_empty() => {}
+                    Ok(files) => info!(?files, "installed"),
+                    Err(error) => {
+                        error!(%error, "plugin and conflist");
+                        self.trouble("InstallFailed", "Install".into(), error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_outcome(&mut self, outcome: Outcome, now: Timestamp) {
+        match outcome.failure() {
+            Some(words) => {
+                warn!(error = words, "pool");
+                let (reason, action) = match outcome.cloud_error() {
+                    Some(error) => (reason(error), format!("ec2:{}", error.operation.api())),
+                    None => ("InterfaceSetupFailed", "SetUp".to_owned()),
+                };
+                self.trouble(reason, action, words);
+            }
+            None => info!(?outcome, "pool"),
+        }
+        self.pool.apply(outcome, now);
+    }
+
+    fn trouble(&self, reason: &'static str, action: String, words: String) {
+        self.shared.metrics.count_error(reason);
+        self.shared.events.warn(reason, action, words);
+    }
+
+    fn take_written(&mut self, version: u64, result: Result<(), CheckpointError>) {
+        let words = result.as_ref().err().map(ToString::to_string);
+        if let Some(error) = &words {
+            error!(%error, "checkpoint");
+            self.trouble("CheckpointFailed", "Checkpoint".into(), error.clone());
+        }
+        for mut pending in self.journal.ended(version, words.is_none()) {
+            if let (Some(_), Some(key)) = (&words, pending.cancel.take()) {
+                self.pool.cancel(&key);
+            }
+            pending.answer(words.clone().map_or(Ok(()), Err));
+        }
+    }
+
+    /// Writes what is not on disk; answers what is.
+    fn write(&mut self) {
+        for pending in self.journal.due() {
+            pending.answer(Ok(()));
+        }
+        let Some(version) = self.journal.start() else {
+            return;
+        };
+        let now = self.now();
+        let checkpoint = Checkpoint::of(self.pool.leases(), self.pool.cooling(now));
+        let path = self.shared.config.checkpoint.clone();
+        self.work
+            .spawn_blocking(move || Done::Written(version, checkpoint.write(&path)));
+    }
+
+    fn publish(&mut self, now: Timestamp) {
+        let status = if self.pool.can_serve() {
+            Status::Ready
+        } else {
+            let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
+            Status::NotReady {
+                why: cause.to_string(),
+            }
+        };
+        let became_ready = status == Status::Ready && *self.status.borrow() != Status::Ready;
+        if became_ready {
+            info!(stats = ?self.pool.stats(now), "ready");
+            self.install();
+        }
+        self.status.send_if_modified(|old| {
+            let new = *old != status;
+            *old = status;
+            new
+        });
+    }
+
+    fn install(&mut self) {
+        if self.timers.installing {
+            return;
+        }
+        self.timers.installing = true;
+        let shared = self.shared.clone();
+        self.work
+            .spawn_blocking(move || Done::Installed(conflist::install(&shared.config)));
+    }
+
+    /// What is due by time.
+    fn look_around(&mut self) {
+        let now = Instant::now();
+        if self.timers.survey <= now && !self.timers.surveying {
+            self.timers.surveying = true;
+            let shared = self.shared.clone();
+            self.work.spawn(async move {
+                let reply = shared.cloud.seen_enis();
+                Done::Seen(act::call(&shared, Operation::SeenEnis, reply).await)
+            });
+        }
+        if self.timers.refresh <= now && self.timers.refreshing == 0 {
+            self.timers.refresh = now + REFRESH;
+            self.timers.refreshing += 1;
+            let shared = self.shared.clone();
+            self.work.spawn(async move {
+                let reply = shared.cloud.vpc_cidrs();
+                Done::Blocks(act::call(&shared, Operation::VpcCidrs, reply).await)
+            });
+            self.refresh_host();
+            if *self.status.borrow() == Status::Ready {
+                self.install();
+            }
+        }
+    }
+
+    /// Makes again what somebody has removed: the node's part, and each serving interface's.
+    fn refresh_host(&mut self) {
+        let enis: Vec<EniNet> = self
+            .pool
+            .enis()
+            .filter(|eni| eni.stage().is_ready())
+            .filter_map(|eni| self.eni_net(eni.id()))
+            .collect();
+        let node = node_net(&self.shared.config, &self.instance, &self.vpc);
+        let shared = self.shared.clone();
+        self.timers.refreshing += 1;
+        self.work.spawn(async move {
+            let work = async {
+                let mut changed = shared.host.ensure_node(&node).await?;
+                for eni in &enis {
+                    match shared.host.ensure_eni(eni).await {
+                        Ok(more) => changed.extend(more),
+                        // Detached by somebody else; the next survey tells.
+                        Err(HostError::NoLink { mac }) => {
+                            warn!(%mac, "a serving interface has left the node");
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(changed)
+            };
+            Done::Host(work.await)
+        });
+    }
+
+    fn take_blocks(&mut self, blocks: Result<Vec<Ipv4Net>, CloudError>) {
+        self.timers.refreshing -= 1;
+        match blocks {
+            Ok(blocks) if blocks.is_empty() => warn!("the VPC has no blocks: the old ones stay"),
+            Ok(blocks) if blocks == self.vpc => {}
+            Ok(blocks) => {
+                info!(?blocks, "the VPC's blocks have changed");
+                self.vpc = blocks;
+                self.facts
+                    .send_replace(Some(NodeFacts::new(&self.instance, &self.vpc)));
+                self.refresh_host();
+            }
+            Err(error) => warn!(%error, "the VPC's blocks: the old ones stay"),
+        }
+    }
+
+    fn take_seen(&mut self, seen: Result<Vec<SeenEni>, CloudError>, now: Timestamp) {
+        self.shared.metrics.count_reconcile("metadata");
+        match seen {
+            Ok(seen) if !self.pool.differs(&seen, now) => self.survey_over(),
+            Ok(_) => self.describe(),
+            Err(error) => {
+                warn!(%error, "metadata is silent: asking EC2");
+                self.describe();
+            }
+        }
+    }
+
+    fn describe(&mut self) {
+        self.timers.surveying = true;
+        let shared = self.shared.clone();
+        self.work.spawn(async move {
+            let reply = shared.cloud.describe_enis();
+            Done::Described(act::call(&shared, Operation::DescribeEnis, reply).await)
+        });
+    }
+
+    fn survey_over(&mut self) {
+        self.timers.surveying = false;
+        self.timers.survey = Instant::now() + SURVEY;
+    }
+
+    fn take_described(&mut self, enis: Result<Vec<EniFacts>, CloudError>, now: Timestamp) {
+        self.survey_over();
+        self.shared.metrics.count_reconcile("ec2");
+        let enis = enis
+            .map_err(|e| (reason(&e), e.to_string()))
+            .and_then(|enis| {
+                super::with_primary(enis, &self.instance).map_err(|words| ("CloudAnswerBad", words))
+            });
+        match enis {
+            Ok(enis) => {
+                let changes = self.pool.reconcile(&enis, now);
+                self.tell(&changes);
+            }
+            Err((reason, words)) => {
+                warn!(error = words, "describe the interfaces");
+                self.trouble(reason, "ec2:DescribeNetworkInterfaces".into(), words);
+            }
+        }
+    }
+
+    fn tell(&mut self, changes: &Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        warn!(?changes, "the cloud holds something else than we did");
+        if !changes.orphaned.is_empty() {
+            let pods: Vec<String> = changes
+                .orphaned
+                .iter()
+                .map(|lease| format!("{} ({})", lease.pod, lease.address))
+                .collect();
+            let words = format!(
+                "addresses of running pods have left this node: {}",
+                pods.join(", ")
+            );
+            self.trouble("AddressesLost", "Reconcile".into(), words);
+        }
+        self.journal.changed();
+    }
+
+    fn snapshot(&self, now: Timestamp) -> Snapshot {
+        let enis = self.targets.enis(&self.limits);
+        Snapshot {
+            stats: Some(self.pool.stats(now)),
+            eni_max: enis,
+            ip_max: enis * self.limits.pod_addresses_per_eni(),
+            assigned_per_eni: self
+                .pool
+                .enis()
+                .map(|eni| (eni.id().to_string(), eni.assigned()))
+                .collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    /// Tells who waits that it ends, writes what is not on disk, and lets what is under way come to its end.
+    async fn end(mut self, mut inbox: mpsc::Receiver<Request>) -> Result<(), RunError> {
+        while let Ok(request) = inbox.try_recv() {
+            match request {
+                Request::Add { reply, .. } | Request::Del { reply, .. } => {
+                    let _ = reply.send(Err(Refusal::Stopping));
+                }
+                Request::Snapshot { .. } => {}
+            }
+        }
+        for waiter in self.waiting.drain(..) {
+            let _ = waiter.reply.send(Err(Refusal::Stopping));
+        }
+        let deadline = Instant::now() + DRAIN;
+        loop {
+            self.write();
+            if self.work.is_empty() {
+                break;
+            }
+            match tokio::time::timeout_at(deadline, self.work.join_next()).await {
+                Ok(Some(done)) => {
+                    let done = done.map_err(|e| RunError::Task(e.to_string()))?;
+                    self.take_in(done);
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    warn!(
+                        tasks = self.work.len(),
+                        "given up; the next start finds what they did"
+                    );
+                    break;
+                }
+            }
+        }
+        let clean = self.journal.is_clean();
+        self.work.shutdown().await;
+        info!(clean, "ended");
+        Ok(())
+    }
+}
+
+/// One word for an Event.
+fn reason(error: &CloudError) -> &'static str {
+    match error.kind {
+        CloudErrorKind::Denied => "MissingIAMPermissions",
+        CloudErrorKind::Throttled => "CloudThrottled",
+        CloudErrorKind::SubnetExhausted => "SubnetExhausted",
+        CloudErrorKind::EniLimit => "InterfaceLimit",
+        CloudErrorKind::AddressLimit
+        | CloudErrorKind::NotFound
+        | CloudErrorKind::Refused
+        | CloudErrorKind::Unknown => "CloudCallFailed",
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

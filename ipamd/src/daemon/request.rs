@@ -1,0 +1,217 @@
+//! What the keeper can be asked, and by whom.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use selvage_ipamd_core::cloud::InstanceFacts;
+use selvage_ipamd_core::ids::{PodKey, PodName};
+use selvage_ipamd_core::pool::Lease;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::Config;
+use crate::metrics::{Metrics, Snapshot};
+
+/// Beyond the wait for an address: for the checkpoint's write, and for the queue.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Whether addresses can be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// Not yet.
+    Starting {
+        /// What is being done, or waited for.
+        doing: String,
+    },
+    /// An interface serves.
+    Ready,
+    /// No interface serves.
+    NotReady {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What others ask of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The node's address.
+    pub address: Ipv4Addr,
+    /// The instance.
+    pub instance_id: String,
+    /// Its region.
+    pub region: String,
+    /// The VPC's blocks.
+    pub vpc: Vec<Ipv4Net>,
+}
+
+impl NodeFacts {
+    pub(crate) fn new(instance: &InstanceFacts, vpc: &[Ipv4Net]) -> Self {
+        Self {
+            address: instance.primary_address,
+            instance_id: instance.instance_id.to_string(),
+            region: instance.region.clone(),
+            vpc: vpc.to_vec(),
+        }
+    }
+}
+
+/// A lease, as an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The lease.
+    pub lease: Lease,
+}
+
+/// Why there is no lease. The words reach the pod's events.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The daemon has only just started.
+    #[error("ipamd is starting: {0}")]
+    Starting(String),
+    /// No address is free.
+    #[error("no address is free: {cause}")]
+    Empty {
+        /// Why.
+        cause: String,
+    },
+    /// The lease could not be made safe.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// Nobody of that name has one.
+    #[error("{}", selvage_ipamd_rpc::UNKNOWN_POD)]
+    UnknownPod,
+    /// The daemon is ending.
+    #[error("ipamd is stopping")]
+    Stopping,
+    /// The daemon is busier than it can be.
+    #[error("ipamd did not answer within {0:?}")]
+    Busy(Duration),
+}
+
+pub(crate) type Reply = oneshot::Sender<Result<Grant, Refusal>>;
+
+/// A question to the keeper.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Add {
+        key: PodKey,
+        pod: PodName,
+        reply: Reply,
+    },
+    Del {
+        key: PodKey,
+        reply: Reply,
+    },
+    Snapshot {
+        reply: oneshot::Sender<Snapshot>,
+    },
+}
+
+/// How to reach the keeper. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<Status>,
+    facts: watch::Receiver<Option<NodeFacts>>,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        requests: mpsc::Sender<Request>,
+        status: watch::Receiver<Status>,
+        facts: watch::Receiver<Option<NodeFacts>>,
+        config: Config,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            requests,
+            status,
+            facts,
+            config: Arc::new(config),
+            metrics,
+        }
+    }
+
+    /// An address for a pod, safe on disk when this returns.
+    pub async fn add(&self, key: PodKey, pod: PodName) -> Result<Grant, Refusal> {
+        self.started().await?;
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Add { key, pod, reply }, answer).await?
+    }
+
+    /// Takes a pod's address back.
+    pub async fn del(&self, key: PodKey) -> Result<Grant, Refusal> {
+        self.started().await?;
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Del { key, reply }, answer).await?
+    }
+
+    /// What the pool holds; `None` while the daemon starts or ends.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        if self.starting().is_some() {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Snapshot { reply }, answer).await.ok()
+    }
+
+    /// Whether addresses can be given.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// What is known of the node; `None` while the daemon starts.
+    pub fn facts(&self) -> Option<NodeFacts> {
+        self.facts.borrow().clone()
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    fn starting(&self) -> Option<String> {
+        match &*self.status.borrow() {
+            Status::Starting { doing } => Some(doing.clone()),
+            Status::Ready | Status::NotReady { .. } => None,
+        }
+    }
+
+    /// Waits for the end of the start, as long as an ADD waits for an address.
+    async fn started(&self) -> Result<(), Refusal> {
+        let mut status = self.status.clone();
+        let over = status.wait_for(|status| match status {
+            Status::Starting { .. } => false,
+            Status::Ready | Status::NotReady { .. } => true,
+        });
+        match tokio::time::timeout(self.config.add_wait, over).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Refusal::Stopping),
+            Err(_) => Err(Refusal::Starting(self.starting().unwrap_or_default())),
+        }
+    }
+
+    async fn ask<T>(&self, request: Request, answer: oneshot::Receiver<T>) -> Result<T, Refusal> {
+        let within = self.config.add_wait + ANSWER;
+        let asked = async {
+            self.requests
+                .send(request)
+                .await
+                .map_err(|_| Refusal::Stopping)?;
+            answer.await.map_err(|_| Refusal::Stopping)
+        };
+        tokio::time::timeout(within, asked)
+            .await
+            .unwrap_or(Err(Refusal::Busy(within)))
+    }
+}

@@ -1,0 +1,202 @@
+//! The iptables tools: which of them the node uses, and running them. The only file that starts processes.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::HostError;
+
+/// One run, the wait for the lock of the legacy tools included.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Seconds to wait for that lock.
+const LOCK_WAIT: &str = "5";
+
+/// Which tables of the kernel: the tools of one do not see the other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Backend {
+    /// Whatever `iptables` is; there are no tools by name.
+    Plain,
+    /// `iptables-nft`.
+    Nft,
+    /// `iptables-legacy`.
+    Legacy,
+}
+
+impl Backend {
+    fn tool(self) -> &'static str {
+        match self {
+            Backend::Plain => "iptables",
+            Backend::Nft => "iptables-nft",
+            Backend::Legacy => "iptables-legacy",
+        }
+    }
+}
+
+/// The tools of one backend.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Iptables {
+    backend: Backend,
+}
+
+impl Iptables {
+    pub(super) fn new(backend: Backend) -> Self {
+        Self { backend }
+    }
+
+    pub(super) fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The rules of one chain as the tool writes them (`-P`, `-N` and `-A` lines); `None` if there is no such chain.
+    pub(super) async fn list(
+        &self,
+        table: &str,
+        chain: &str,
+    ) -> Result<Option<Vec<String>>, HostError> {
+        let tool = self.backend.tool();
+        let arguments = ["-w", LOCK_WAIT, "-t", table, "-S", chain];
+        let done = run(tool, &arguments, None).await?;
+        match done.status {
+            0 => Ok(Some(done.out.lines().map(str::to_owned).collect())),
+            // 1: "No chain/target/match by that name", in the words of both tools.
+            1 if done.words.contains("No chain") || done.words.contains("does not exist") => {
+                Ok(None)
+            }
+            // What iptables-nft 1.8.9 says of a chain that does not exist in a table that does not either, and of one
+            // that only `nft` can show.
+            1 if done.words.contains("is incompatible") && !self.holds(table, chain).await? => {
+                Ok(None)
+            }
+            _ => Err(done.error(tool, &arguments)),
+        }
+    }
+
+    /// Whether the table has such a chain, by the list of everything in it.
+    async fn holds(&self, table: &str, chain: &str) -> Result<bool, HostError> {
+        let tool = format!("{}-save", self.backend.tool());
+        let arguments = ["-t", table];
+        let done = run(&tool, &arguments, None).await?;
+        if done.status != 0 || done.out.contains("is incompatible") {
+            return Err(done.error(&tool, &arguments));
+        }
+        let declared = format!(":{chain} ");
+        Ok(done.out.lines().any(|line| line.starts_with(&declared)))
+    }
+
+    /// Replaces the chains that `text` declares and adds the rules it has, all at once or not at all. Everything else
+    /// stays.
+    pub(super) async fn restore(&self, text: &str) -> Result<(), HostError> {
+        let tool = format!("{}-restore", self.backend.tool());
+        let arguments = ["-w", LOCK_WAIT, "--noflush"];
+        let done = run(&tool, &arguments, Some(text)).await?;
+        if done.status == 0 {
+            Ok(())
+        } else {
+            Err(done.error(&tool, &arguments))
+        }
+    }
+}
+
+/// The backend that the node's own agents use, as AWS's wrapper finds it: the kubelet's or kube-proxy's chains say so,
+/// else the number of legacy rules.
+pub(super) async fn choose() -> Result<Backend, HostError> {
+    match (exists(Backend::Nft), exists(Backend::Legacy)) {
+        (false, false) => return Ok(Backend::Plain),
+        (true, false) => return Ok(Backend::Nft),
+        (false, true) => return Ok(Backend::Legacy),
+        (true, true) => {}
+    }
+    if kubernetes_was_here(Backend::Nft).await? {
+        return Ok(Backend::Nft);
+    }
+    if kubernetes_was_here(Backend::Legacy).await? {
+        return Ok(Backend::Legacy);
+    }
+    let legacy = run("iptables-legacy-save", &[], None).await?;
+    let rules = legacy.out.lines().filter(|l| l.starts_with("-A")).count();
+    Ok(if rules >= 10 {
+        Backend::Legacy
+    } else {
+        Backend::Nft
+    })
+}
+
+async fn kubernetes_was_here(backend: Backend) -> Result<bool, HostError> {
+    let tables = Iptables::new(backend);
+    for chain in [
+        "KUBE-IPTABLES-HINT",
+        "KUBE-KUBELET-CANARY",
+        "KUBE-PROXY-CANARY",
+    ] {
+        if tables.list("mangle", chain).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn exists(backend: Backend) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|directory: PathBuf| directory.join(backend.tool()))
+        .any(|file| file.is_file())
+}
+
+struct Done {
+    status: i32,
+    out: String,
+    words: String,
+}
+
+impl Done {
+    fn error(self, tool: &str, arguments: &[&str]) -> HostError {
+        HostError::Iptables {
+            command: format!("{tool} {}", arguments.join(" ")),
+            words: format!("exit status {}: {}", self.status, self.words.trim()),
+        }
+    }
+}
+
+async fn run(tool: &str, arguments: &[&str], input: Option<&str>) -> Result<Done, HostError> {
+    let command = || format!("{tool} {}", arguments.join(" "));
+    let failed = |error: std::io::Error| HostError::Iptables {
+        command: command(),
+        words: error.to_string(),
+    };
+    let mut child = Command::new(tool)
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let stdin = child.stdin.take();
+    let work = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // A tool that refuses early closes its end; its words say why.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(DEADLINE, work)
+        .await
+        .map_err(|_| HostError::IptablesTimeout {
+            command: command(),
+            after: DEADLINE,
+        })?
+        .map_err(failed)?;
+    Ok(Done {
+        status: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        words: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}

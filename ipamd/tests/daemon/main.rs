@@ -1,0 +1,8 @@
+//! The whole daemon in one process: a cloud in memory, a host that is a book, the real socket, the real files.
+//!
+//! The clock is tokio's paused one: waiting costs nothing, and what takes two minutes on a node takes none here.
+
+mod failures;
+mod leases;
+mod node;
+mod start;

@@ -1,0 +1,261 @@
+//! A node to test with.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use selvage_ipamd::config::{Args, Config};
+use selvage_ipamd::events::EventSink;
+use selvage_ipamd::hostnet::{EniNet, Host, HostError, NodeNet, PodNet, veth_suffix};
+use selvage_ipamd::{RunError, run};
+use selvage_ipamd_core::fake::Ec2;
+use selvage_ipamd_core::ids::PodName;
+use selvage_ipamd_rpc::client::{Deadlines, connect};
+use selvage_ipamd_rpc::ipam::cni_backend_client::CniBackendClient;
+use selvage_ipamd_rpc::ipam::{
+    AddNetworkReply, AddNetworkRequest, DelNetworkReply, DelNetworkRequest,
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+const DEADLINES: Deadlines = Deadlines {
+    connect: Duration::from_secs(5),
+    reply: Duration::from_secs(60),
+};
+
+/// What a host that is a book has written down.
+#[derive(Debug, Default)]
+pub struct Pages {
+    pub links: BTreeSet<String>,
+    pub nodes: Vec<NodeNet>,
+    pub enis: BTreeSet<u16>,
+    pub pods: Vec<PodNet>,
+    pub forgotten: Vec<Ipv4Addr>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Book(pub Arc<Mutex<Pages>>);
+
+impl Host for Book {
+    async fn ensure_node(&self, node: &NodeNet) -> Result<Vec<String>, HostError> {
+        self.0.lock().unwrap().nodes.push(node.clone());
+        Ok(vec![])
+    }
+
+    async fn ensure_eni(&self, eni: &EniNet) -> Result<Vec<String>, HostError> {
+        self.0.lock().unwrap().enis.insert(eni.device_index);
+        Ok(vec![])
+    }
+
+    async fn remove_eni(&self, eni: &EniNet) -> Result<(), HostError> {
+        self.0.lock().unwrap().enis.remove(&eni.device_index);
+        Ok(())
+    }
+
+    async fn links(&self) -> Result<BTreeSet<String>, HostError> {
+        Ok(self.0.lock().unwrap().links.clone())
+    }
+
+    async fn ensure_pods(&self, pods: &[PodNet]) -> Result<(), HostError> {
+        self.0.lock().unwrap().pods.extend_from_slice(pods);
+        Ok(())
+    }
+
+    async fn forget_pod(&self, address: Ipv4Addr) -> Result<(), HostError> {
+        self.0.lock().unwrap().forgotten.push(address);
+        Ok(())
+    }
+}
+
+/// Events as they were given.
+#[derive(Debug, Clone, Default)]
+pub struct Told(pub Arc<Mutex<Vec<(&'static str, String)>>>);
+
+impl EventSink for Told {
+    fn warn(&self, reason: &'static str, _: String, note: String) {
+        self.0.lock().unwrap().push((reason, note));
+    }
+}
+
+/// A node: its disk, its cloud, its kernel. Outlives the daemons on it.
+pub struct Node {
+    pub root: TempDir,
+    pub ec2: Ec2,
+    pub book: Book,
+    pub told: Told,
+    pub args: Args,
+}
+
+/// A daemon that runs on it.
+pub struct Daemon {
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+    pub client: CniBackendClient<Channel>,
+}
+
+impl Node {
+    pub fn new(ec2: Ec2) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        for directory in ["bin", "net.d"] {
+            fs::create_dir(root.path().join(directory)).unwrap();
+        }
+        fs::write(root.path().join("plugin"), "#!/bin/sh\n").unwrap();
+        let path = |name: &str| Some(root.path().join(name).to_string_lossy().into_owned());
+        let args = Args {
+            cni_bin_dir: path("bin"),
+            cni_conf_dir: path("net.d"),
+            cni_plugin: path("plugin"),
+            socket: path("run/ipamd.sock"),
+            checkpoint: path("run/ipam.json"),
+            disable_metrics: Some("true".into()),
+            ..Args::default()
+        };
+        Self {
+            root,
+            ec2,
+            book: Book::default(),
+            told: Told::default(),
+            args,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub fn conflist(&self) -> PathBuf {
+        self.path("net.d/10-aws.conflist")
+    }
+
+    /// The daemon itself, without waiting for anything.
+    pub fn run(&self, shutdown: CancellationToken) -> JoinHandle<Result<(), RunError>> {
+        let config = Config::try_from(&self.args).unwrap();
+        tokio::spawn(run(
+            config,
+            self.ec2.clone(),
+            self.book.clone(),
+            self.told.clone(),
+            shutdown,
+        ))
+    }
+
+    /// A daemon that answers, though it may not be able to give addresses.
+    pub async fn start(&self) -> Daemon {
+        let shutdown = CancellationToken::new();
+        let task = self.run(shutdown.clone());
+        let socket = self.path("run/ipamd.sock");
+        let mut tries = 0;
+        let channel = loop {
+            match connect(&socket, DEADLINES).await {
+                Ok(channel) => break channel,
+                Err(error) => assert!(tries < 100, "{error}"),
+            }
+            tries += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        Daemon {
+            shutdown,
+            task,
+            client: CniBackendClient::new(channel),
+        }
+    }
+
+    /// A daemon that gives addresses.
+    pub async fn start_ready(&self) -> Daemon {
+        let daemon = self.start().await;
+        until("the conflist is written", || self.conflist().exists()).await;
+        daemon
+    }
+
+    /// A pod's veth, as the plugin makes it.
+    pub fn make_veth(&self, pod: &str) {
+        let suffix = veth_suffix(&PodName {
+            namespace: "default".into(),
+            name: pod.into(),
+        });
+        let mut pages = self.book.0.lock().unwrap();
+        pages.links.insert(format!("eni{suffix}"));
+    }
+
+    /// Addresses that EC2 holds for pods of this node.
+    pub fn held(&self) -> BTreeSet<Ipv4Addr> {
+        let enis = self.ec2.enis();
+        enis.into_iter()
+            .flat_map(|e| e.secondary_addresses)
+            .collect()
+    }
+}
+
+impl Daemon {
+    pub async fn add(&self, pod: &str) -> Result<AddNetworkReply, tonic::Status> {
+        let request = AddNetworkRequest {
+            k8s_pod_namespace: "default".into(),
+            k8s_pod_name: pod.into(),
+            if_name: "eth0".into(),
+            network_name: "aws-cni".into(),
+            container_id: format!("sandbox-{pod}"),
+            ..AddNetworkRequest::default()
+        };
+        let reply = self.client.clone().add_network(request).await;
+        reply.map(tonic::Response::into_inner)
+    }
+
+    pub async fn add_ok(&self, pod: &str) -> Ipv4Addr {
+        let reply = self.add(pod).await.unwrap();
+        assert!(reply.success);
+        reply.ip_allocation_metadata[0].ipv4_addr.parse().unwrap()
+    }
+
+    pub async fn del(&self, pod: &str) -> Result<DelNetworkReply, tonic::Status> {
+        let request = DelNetworkRequest {
+            k8s_pod_namespace: "default".into(),
+            k8s_pod_name: pod.into(),
+            if_name: "eth0".into(),
+            network_name: "aws-cni".into(),
+            container_id: format!("sandbox-{pod}"),
+            reason: "PodDeleted".into(),
+            ..DelNetworkRequest::default()
+        };
+        let reply = self.client.clone().del_network(request).await;
+        reply.map(tonic::Response::into_inner)
+    }
+
+    pub async fn del_ok(&self, pod: &str) -> Ipv4Addr {
+        let reply = self.del(pod).await.unwrap();
+        assert!(reply.success);
+        reply.ip_allocation_metadata[0].ipv4_addr.parse().unwrap()
+    }
+
+    /// As a SIGTERM ends it.
+    pub async fn stop(self) {
+        drop(self.client);
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// As a SIGKILL ends it.
+    pub async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+}
+
+/// Waits, in paused time.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("ten minutes have passed, and not: {what}");
+}

@@ -1,0 +1,172 @@
+//! How the daemon comes and goes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use selvage_ipamd::health;
+use selvage_ipamd_core::cloud::Operation;
+use selvage_ipamd_core::fake::{Ec2, Fault};
+use tokio_util::sync::CancellationToken;
+
+use crate::node::{Node, until};
+
+#[tokio::test(start_paused = true)]
+async fn silent_metadata_is_waited_for_and_named() {
+    let node = Node::new(Ec2::small());
+    node.ec2.fail_always(Operation::Facts, Fault::Hang);
+    let daemon = node.start().await;
+    let socket = node.path("run/ipamd.sock");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(daemon.is_running());
+    health(&socket, true).await.unwrap();
+    health(&socket, false).await.unwrap_err();
+    let error = daemon.add("web").await.unwrap_err();
+    assert!(error.message().contains("instance metadata"), "{error}");
+    assert!(error.message().contains("no answer within"), "{error}");
+    assert!(!node.conflist().exists(), "the node would be Ready");
+    let calls = node.ec2.calls(Operation::Facts);
+    assert!((3..=14).contains(&calls), "{calls} tries in five minutes");
+
+    node.ec2.heal();
+    until("the conflist is written", || node.conflist().exists()).await;
+    health(&socket, false).await.unwrap();
+    daemon.add_ok("web").await;
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_conflist_waits_for_the_first_address_and_outlives_the_daemon() {
+    let node = Node::new(Ec2::small());
+    node.ec2
+        .fail_always(Operation::AssignAddresses, Fault::Broken);
+    node.ec2.fail_always(Operation::CreateEni, Fault::Broken);
+    let daemon = node.start().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!node.conflist().exists());
+    let error = daemon.add("web").await.unwrap_err();
+    assert!(error.message().contains("InternalError"), "{error}");
+    node.ec2.heal();
+    until("the conflist is written", || node.conflist().exists()).await;
+    assert!(node.path("bin/aws-cni").exists());
+    daemon.stop().await;
+    assert!(node.conflist().exists());
+    assert!(node.path("run/ipam.json").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_cannot_be_understood_stops_the_start_and_is_not_touched() {
+    for (text, words) in [
+        ("not json", "cannot be understood"),
+        (
+            r#"{"version":"vpc-cni-ipam/2","pods":{}}"#,
+            "vpc-cni-ipam/2",
+        ),
+        (
+            r#"{"version":"vpc-cni-ipam/1","allocations":[
+                {"networkName":"n","containerID":"c1","ifName":"eth0","ipv4":"10.40.0.5"},
+                {"networkName":"n","containerID":"c2","ifName":"eth0","ipv4":"10.40.0.5"}]}"#,
+            "10.40.0.5 is leased to n/c1/eth0 and to n/c2/eth0",
+        ),
+    ] {
+        let node = Node::new(Ec2::small());
+        fs::create_dir(node.path("run")).unwrap();
+        fs::write(node.path("run/ipam.json"), text).unwrap();
+        let ended = node.run(CancellationToken::new()).await.unwrap();
+        let error = ended.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert!(error.contains("drain the node"), "{error}");
+        let there = fs::read_to_string(node.path("run/ipam.json")).unwrap();
+        assert_eq!(there, text);
+        assert_eq!(node.ec2.calls(Operation::CreateEni), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_daemon_refuses_to_run_beside_the_first() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    let second = node.run(CancellationToken::new()).await.unwrap();
+    let error = second.unwrap_err().to_string();
+    assert!(error.contains("another ipamd is running"), "{error}");
+    daemon.add_ok("web").await;
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_was_left_behind_is_replaced_and_only_its_group_may_use_it() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    daemon.kill().await;
+    let socket = node.path("run/ipamd.sock");
+    assert!(socket.exists());
+    let daemon = node.start().await;
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    daemon.add_ok("web").await;
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_is_told_to_end_while_it_starts_ends() {
+    let node = Node::new(Ec2::small());
+    node.ec2.fail_always(Operation::Facts, Fault::Hang);
+    node.start().await.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_when_the_daemon_ends_is_told_so() {
+    let node = Node::new(Ec2::with_limits(2, 2).slowed_by(|operation| {
+        Box::pin(async move {
+            if operation == Operation::CreateEni {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        })
+    }));
+    let daemon = node.start_ready().await;
+    daemon.add_ok("one").await;
+    let client = daemon.client.clone();
+    let waiting = tokio::spawn(async move {
+        let request = selvage_ipamd_rpc::ipam::AddNetworkRequest {
+            if_name: "eth0".into(),
+            network_name: "aws-cni".into(),
+            container_id: "two".into(),
+            ..Default::default()
+        };
+        client.clone().add_network(request).await
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    daemon.stop().await;
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(error.message().contains("stopping"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn awss_policy_agent_is_told_mode_and_node() {
+    use selvage_ipamd_rpc::client::{Deadlines, connect};
+    use selvage_ipamd_rpc::ipam::config_server_backend_client::ConfigServerBackendClient;
+    let mut node = Node::new(Ec2::small());
+    node.args.network_policy_enforcing_mode = Some("standard".into());
+    let daemon = node.start_ready().await;
+    let deadlines = Deadlines {
+        connect: Duration::from_secs(1),
+        reply: Duration::from_secs(1),
+    };
+    let channel = connect(&node.path("run/ipamd.sock"), deadlines)
+        .await
+        .unwrap();
+    let reply = ConfigServerBackendClient::new(channel)
+        .get_network_policy_configs(())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(reply.network_policy_mode, "standard");
+    assert_eq!(reply.node_ipv4, "10.40.0.4");
+    assert_eq!(reply.instance_id, "i-0fake");
+    assert_eq!(reply.region, "us-west-2");
+    assert_eq!(
+        daemon.add("web").await.unwrap().network_policy_mode,
+        "standard"
+    );
+    daemon.stop().await;
+}

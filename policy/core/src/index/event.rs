@@ -1,0 +1,82 @@
+//! What goes into the index, and what comes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::{Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy, PolicyKey};
+use crate::ruleset::{Family, Member, SetName, VethPrefix};
+
+/// What does not change while the agent runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The node whose pods are enforced.
+    pub node: NodeName,
+    /// How their interfaces are named.
+    pub prefix: VethPrefix,
+    /// The families that will be compiled. In a family that isn't here nothing is enforced at all.
+    pub families: BTreeSet<Family>,
+    /// Whether a pod's packets must come from where replies to them would go.
+    pub source_check: bool,
+}
+
+/// The three kinds of objects that are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// Pods of the whole cluster.
+    Pods,
+    /// Namespaces.
+    Namespaces,
+    /// NetworkPolicies.
+    Policies,
+}
+
+/// Something that a watch said.
+///
+/// Applying the same object twice, or deleting what isn't there, changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A pod is so now.
+    PodApplied(Pod),
+    /// A pod is gone. Ignored when a pod of that name and another uid is known.
+    PodDeleted(PodKey, PodUid),
+    /// A namespace is so now.
+    NamespaceApplied(Namespace),
+    /// A namespace is gone.
+    NamespaceDeleted(NamespaceName),
+    /// A policy is so now.
+    PolicyApplied(Policy),
+    /// A policy is gone.
+    PolicyDeleted(PolicyKey),
+    /// A watch begins anew: every object that exists will be applied.
+    RelistStarted(Resource),
+    /// It has: what was not applied since the start is gone. Without a start, nothing happens.
+    RelistDone(Resource),
+}
+
+/// What follows from an event.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Chains or whole sets differ from what was compiled last: compile again. Stays true until
+    /// that is done, and then `members` is empty: the compiled sets hold the changes.
+    pub recompile: bool,
+    /// Otherwise: the difference to what was compiled last and the deltas since, by set.
+    pub members: BTreeMap<SetName, MemberChange>,
+}
+
+impl Delta {
+    /// Whether nothing follows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.recompile && self.members.is_empty()
+    }
+}
+
+/// What changes in one set.
+///
+/// *Shape*: disjoint; at least one is not empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemberChange {
+    /// Not in the set so far. Added first.
+    pub add: BTreeSet<Member>,
+    /// In the set so far.
+    pub remove: BTreeSet<Member>,
+}

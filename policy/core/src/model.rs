@@ -1,0 +1,13 @@
+//! The input vocabulary: what the cluster's objects say, as far as we understood it.
+
+pub mod cidr;
+pub mod labels;
+pub mod pod;
+pub mod policy;
+
+pub use cidr::AddressSet;
+pub use labels::{BadSelector, Labels, Selector};
+pub use pod::{Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid};
+pub use policy::{
+    Direction, Namespaces, Peer, PeerSelector, Peers, Policy, PolicyKey, Rule, Traffic,
+};

@@ -1,0 +1,122 @@
+//! Policies: whom they isolate, and whom they let through.
+
+use std::fmt;
+
+use super::{AddressSet, NamespaceName, Selector};
+use crate::ruleset::{PortRange, Protocol};
+
+/// Which policy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyKey {
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for PolicyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Seen from the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// To the pod.
+    Ingress,
+    /// From the pod.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// What a policy says, as far as it was understood.
+///
+/// *Shape*: what was not understood is in here as what it must not allow: a rule that is missing,
+/// a subject that is the whole namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Which one.
+    pub key: PolicyKey,
+    /// The pods of its namespace that it isolates.
+    pub subject: Selector,
+    /// What may reach them; `None` when it doesn't speak about ingress.
+    pub ingress: Option<Vec<Rule>>,
+    /// What they may reach; `None` when it doesn't speak about egress.
+    pub egress: Option<Vec<Rule>>,
+}
+
+impl Policy {
+    /// The rules of a direction; `None` when the policy doesn't isolate in it.
+    #[must_use]
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+}
+
+/// One thing that is allowed: these peers on any of this traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// With whom.
+    pub peers: Peers,
+    /// Which packets.
+    pub traffic: Vec<Traffic>,
+}
+
+/// With whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peers {
+    /// Anybody: pods, nodes and the world.
+    Everyone,
+    /// Any of these.
+    Listed(Vec<Peer>),
+}
+
+/// Some peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// Pods, by label.
+    Pods(PeerSelector),
+    /// Addresses, whoever has them.
+    Addresses(AddressSet),
+}
+
+/// Pods of some namespaces, by label.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerSelector {
+    /// In which namespaces.
+    pub namespaces: Namespaces,
+    /// Which pods there.
+    pub pods: Selector,
+}
+
+/// Which namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Namespaces {
+    /// One, known by name: the policy's own.
+    Named(NamespaceName),
+    /// Those with such labels.
+    Matching(Selector),
+}
+
+/// Which packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Traffic {
+    /// All of them, ICMP and the unknown included.
+    Any,
+    /// All of a protocol.
+    Protocol(Protocol),
+    /// Those to some destination ports of a protocol.
+    Ports(Protocol, PortRange),
+}

@@ -1,0 +1,149 @@
+//! The difference between what should be and what is, in the order in which it is carried out.
+//!
+//! ```text
+//! 1 clear    sets that bear a wanted name and are of a type we never make
+//! 2 create   sets that are missing, filled before anything refers to them
+//! 3 add      members
+//! 4 write    chains that differ, and hooks that are missing: one restore batch, atomic
+//! 5 remove   members
+//! 6 delete   hooks and chains that are not wanted: a batch of its own, since a stranger's
+//!            reference to a chain makes the whole batch fail
+//! 7 destroy  sets that nothing refers to any more
+//! ```
+//!
+//! Members come before chains and go after them: at every moment between, what both the old and
+//! the new state allow is allowed. Every step is idempotent against a fresh observation, so a
+//! crash between any two is mended by the next plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::observe::{Observed, SetState};
+use crate::ruleset::{Chain, ChainName, Family, Hook, Member, Ruleset, Set, SetName};
+
+/// What to do to the kernel, by step. See the module for the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The family whose tables and sets are meant.
+    pub family: Family,
+    /// Step 1: sets to destroy before anything else. Fails if a rule refers to one.
+    pub clear: BTreeSet<SetName>,
+    /// Step 2: sets to create, with everything that belongs in them.
+    pub create: BTreeMap<SetName, Set>,
+    /// Step 3: members to add to sets that exist.
+    pub add: BTreeMap<SetName, BTreeSet<Member>>,
+    /// Step 4: chains to write whole, whether they exist or not.
+    pub write: BTreeMap<ChainName, Chain>,
+    /// Step 4, same batch: hooks to insert as first rule of their base chain.
+    pub hook: BTreeSet<Hook>,
+    /// Step 5: members to remove from sets that stay.
+    pub remove: BTreeMap<SetName, BTreeSet<Member>>,
+    /// Step 6: jumps to delete, one entry for each rule (a duplicate is deleted once for each).
+    pub unhook: Vec<Hook>,
+    /// Step 6, same batch: chains to delete.
+    pub delete: BTreeSet<ChainName>,
+    /// Step 7: sets to destroy.
+    pub destroy: BTreeSet<SetName>,
+}
+
+impl Plan {
+    /// Whether the kernel is already as it should be.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            family: _,
+            clear,
+            create,
+            add,
+            write,
+            hook,
+            remove,
+            unhook,
+            delete,
+            destroy,
+        } = self;
+        clear.is_empty()
+            && create.is_empty()
+            && add.is_empty()
+            && write.is_empty()
+            && hook.is_empty()
+            && remove.is_empty()
+            && unhook.is_empty()
+            && delete.is_empty()
+            && destroy.is_empty()
+    }
+}
+
+/// What it takes to turn `have` into `want`.
+///
+/// *Shape*: nothing that is already right is in the plan. A hook that exists stays where it is,
+/// even behind others' rules: no war of insertions.
+///
+/// *Cost*: linear in chains and in members of both.
+#[must_use]
+pub fn plan(want: &Ruleset, have: &Observed) -> Plan {
+    let mut plan = Plan {
+        family: want.family,
+        clear: BTreeSet::new(),
+        create: BTreeMap::new(),
+        add: BTreeMap::new(),
+        write: BTreeMap::new(),
+        hook: want.hooks.clone(),
+        remove: BTreeMap::new(),
+        unhook: Vec::new(),
+        delete: BTreeSet::new(),
+        destroy: BTreeSet::new(),
+    };
+    plan_sets(want, have, &mut plan);
+    for (name, chain) in &want.chains {
+        let right = have.chains.get(name).is_some_and(|found| {
+            found.marker.as_ref() == Some(&chain.marker()) && found.rules == chain.rules_in_kernel()
+        });
+        if !right {
+            plan.write.insert(name.clone(), chain.clone());
+        }
+    }
+    for found in &have.hooks {
+        let hook = found.hook();
+        // The first of equals is kept; `remove` says whether this is it.
+        if !plan.hook.remove(&hook) {
+            plan.unhook.push(hook);
+        }
+    }
+    plan.delete = have
+        .chains
+        .keys()
+        .filter(|name| !want.chains.contains_key(name))
+        .cloned()
+        .collect();
+    plan
+}
+
+fn plan_sets(want: &Ruleset, have: &Observed, plan: &mut Plan) {
+    for (name, set) in &want.sets {
+        match have.sets.get(name) {
+            Some(SetState::Known { kind, members }) if *kind == set.kind => {
+                let add: BTreeSet<Member> = set.members.difference(members).copied().collect();
+                let remove: BTreeSet<Member> = members.difference(&set.members).copied().collect();
+                if !add.is_empty() {
+                    plan.add.insert(name.clone(), add);
+                }
+                if !remove.is_empty() {
+                    plan.remove.insert(name.clone(), remove);
+                }
+            }
+            Some(SetState::Known { .. } | SetState::Foreign) => {
+                plan.clear.insert(name.clone());
+                plan.create.insert(name.clone(), set.clone());
+            }
+            None => {
+                plan.create.insert(name.clone(), set.clone());
+            }
+        }
+    }
+    plan.destroy = have
+        .sets
+        .keys()
+        .filter(|name| !want.sets.contains_key(name))
+        .cloned()
+        .collect();
+}

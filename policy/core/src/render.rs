@@ -1,0 +1,125 @@
+//! A plan's rules as input for `iptables-restore --noflush` (or `ip6tables-restore`).
+//!
+//! Set members are not text: they go to the kernel by netlink, from the [`Plan`] itself.
+
+use std::fmt::Write as _;
+
+use crate::plan::Plan;
+use crate::ruleset::{Action, Chain, ChainName, Match, Rule, SetKind, Side};
+
+/// The inputs for the restore tool, in the order in which they are run.
+///
+/// Each is one atomic batch for table `mangle`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// Step 4 of the plan: chains and hooks. Holds no `-D` and no `-X`.
+    pub apply: Option<String>,
+    /// Step 6 of the plan: what is deleted.
+    pub sweep: Option<String>,
+}
+
+/// Writes a plan's rules.
+///
+/// *Shape*: a batch without work is `None`. Chains are declared before any rule, so rules may
+/// refer to chains in any order; declaring an existing chain flushes it in the same batch.
+#[must_use]
+pub fn render(plan: &Plan) -> Rendered {
+    Rendered {
+        apply: apply_text(plan),
+        sweep: sweep_text(plan),
+    }
+}
+
+fn apply_text(plan: &Plan) -> Option<String> {
+    if plan.write.is_empty() && plan.hook.is_empty() {
+        return None;
+    }
+    let mut lines = Vec::new();
+    lines.extend(plan.write.keys().map(declare));
+    for (name, chain) in &plan.write {
+        lines.push(chain_text(name, chain));
+    }
+    for hook in &plan.hook {
+        lines.push(format!("-I {} -j {}\n", hook.base.as_str(), hook.target));
+    }
+    Some(batch(&lines))
+}
+
+fn sweep_text(plan: &Plan) -> Option<String> {
+    if plan.unhook.is_empty() && plan.delete.is_empty() {
+        return None;
+    }
+    // All are emptied before any is deleted: they may refer to each other.
+    let mut lines: Vec<String> = plan.delete.iter().map(declare).collect();
+    for hook in &plan.unhook {
+        lines.push(format!("-D {} -j {}\n", hook.base.as_str(), hook.target));
+    }
+    for name in &plan.delete {
+        lines.push(format!("-X {name}\n"));
+    }
+    Some(batch(&lines))
+}
+
+fn batch(lines: &[String]) -> String {
+    format!("*mangle\n{}COMMIT\n", lines.concat())
+}
+
+fn declare(name: &ChainName) -> String {
+    format!(":{name} - [0:0]\n")
+}
+
+fn chain_text(name: &ChainName, chain: &Chain) -> String {
+    let mut text = String::new();
+    for rule in chain.rules() {
+        text.push_str(&format!("-A {name} {}\n", rule_text(rule)));
+    }
+    text.push_str(&format!(
+        "-A {name} -m comment --comment \"{}\"\n",
+        chain.marker()
+    ));
+    text
+}
+
+/// A rule without the chain it is in.
+pub(crate) fn rule_text(rule: &Rule) -> String {
+    let mut text = String::new();
+    for condition in &rule.matches {
+        text.push_str(&match_text(condition));
+        text.push(' ');
+    }
+    match &rule.action {
+        Action::Return => text.push_str("-j RETURN"),
+        Action::Drop => text.push_str("-j DROP"),
+        Action::Jump(chain) => {
+            write!(text, "-j {chain}").expect("a String takes any text");
+        }
+        Action::Goto(chain) => {
+            write!(text, "-g {chain}").expect("a String takes any text");
+        }
+    }
+    text
+}
+
+fn match_text(condition: &Match) -> String {
+    match condition {
+        Match::In(interface) => format!("-i {interface}"),
+        Match::Out(interface) => format!("-o {interface}"),
+        Match::NotIn(interface) => format!("! -i {interface}"),
+        Match::NotOut(interface) => format!("! -o {interface}"),
+        Match::Established => "-m conntrack --ctstate RELATED,ESTABLISHED".to_owned(),
+        Match::SourceElsewhere => "-m rpfilter --invert".to_owned(),
+        Match::Protocol(protocol) => format!("-p {protocol}"),
+        Match::Ports(protocol, ports) => {
+            format!("-p {protocol} -m {protocol} --dport {ports}")
+        }
+        Match::Set { set, kind, peer } => {
+            let dimensions = match (kind, peer) {
+                (SetKind::Net, Side::Source) => "src",
+                (SetKind::Net, Side::Destination) => "dst",
+                (SetKind::NetPort, Side::Source) => "src,dst",
+                (SetKind::NetPort, Side::Destination) => "dst,dst",
+            };
+            format!("-m set --match-set {set} {dimensions}")
+        }
+    }
+}

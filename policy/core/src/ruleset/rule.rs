@@ -1,0 +1,150 @@
+//! Rules and chains: a closed vocabulary, so that nothing a user wrote can reach a rule's text.
+
+use std::fmt;
+use std::num::NonZeroU16;
+
+use super::{ChainName, Interface, Marker, Protocol, SetKind, SetName};
+
+/// An inclusive range of ports.
+///
+/// *Shape*: `first <= last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    first: NonZeroU16,
+    last: NonZeroU16,
+}
+
+impl PortRange {
+    /// A range, unless `last < first`.
+    #[must_use]
+    pub fn new(first: NonZeroU16, last: NonZeroU16) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The range that holds one port.
+    #[must_use]
+    pub fn one(port: NonZeroU16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// The port, when there is only one.
+    #[must_use]
+    pub fn single(self) -> Option<u16> {
+        (self.first == self.last).then_some(self.first.get())
+    }
+
+    /// Whether the range holds a port.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first.get()..=self.last.get()).contains(&port)
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.first, self.last)
+    }
+}
+
+/// Which address of a packet is the peer's. The port is always the destination's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Ingress: the peer sent the packet.
+    Source,
+    /// Egress: the packet goes to the peer.
+    Destination,
+}
+
+/// One condition of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Match {
+    /// It came in by this interface.
+    In(Interface),
+    /// It goes out by this interface.
+    Out(Interface),
+    /// It came in by any other interface.
+    NotIn(Interface),
+    /// It goes out by any other interface.
+    NotOut(Interface),
+    /// Its flow is known to conntrack, or it is an error about one that is.
+    Established,
+    /// Its source isn't routed back by where it came in. Valid in `PREROUTING` only.
+    SourceElsewhere,
+    /// It is of this protocol.
+    Protocol(Protocol),
+    /// It is of this protocol and its destination port is in the range.
+    Ports(Protocol, PortRange),
+    /// The set holds its peer (and, by kind, its protocol and destination port).
+    Set {
+        /// Which set.
+        set: SetName,
+        /// The set's kind, which decides how many dimensions are compared.
+        kind: SetKind,
+        /// Which address is the peer's.
+        peer: Side,
+    },
+}
+
+/// What a rule does with a packet that meets all its conditions.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Back to the rule after the last [`Action::Jump`]: our word for "allowed here".
+    Return,
+    /// The end.
+    Drop,
+    /// On to another chain; a return there comes back here.
+    Jump(ChainName),
+    /// On to another chain; a return there goes where a return here would have gone.
+    Goto(ChainName),
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// Conditions, all of which must hold, cheapest first.
+    pub matches: Vec<Match>,
+    /// What happens then.
+    pub action: Action,
+}
+
+/// The rules of a chain, in order.
+///
+/// *Shape*: the last rule has no conditions and returns or drops, so that what is written behind
+/// it (the [`Marker`]) is never reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    rules: Vec<Rule>,
+}
+
+impl Chain {
+    /// A chain of `rules`, ended by `last` for every packet that none of them took.
+    #[must_use]
+    pub fn ending_in(last: Action, mut rules: Vec<Rule>) -> Self {
+        rules.push(Rule {
+            matches: Vec::new(),
+            action: last,
+        });
+        Self { rules }
+    }
+
+    /// The rules in order.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The hash of the content, as the kernel keeps it in the chain's unreachable last rule.
+    #[must_use]
+    pub fn marker(&self) -> Marker {
+        Marker::of(self)
+    }
+
+    /// How many rules the kernel holds for it: the marker is one more.
+    #[must_use]
+    pub fn rules_in_kernel(&self) -> usize {
+        self.rules.len() + 1
+    }
+}

@@ -1,0 +1,409 @@
+//! Our ipsets, by netlink: created with room, filled in batches, swapped, read back.
+//!
+//! A member costs 0.3 µs in a batch of a thousand and 3 µs alone; through the `ipset` tool alone
+//! it costs a process, 1 ms. Every operation names its set with a [`SetName`], so none can touch
+//! a set of somebody else's.
+
+mod wire;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use selvage_policy_core::ruleset::{Family, Member, SetKind, SetName};
+
+use crate::error::Error;
+use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
+use crate::socket::Nfnetlink;
+
+pub(crate) use wire::LINE;
+use wire::{Change, Command, attribute};
+
+/// `IPSET_PROTOCOL`, the newest we speak, and the oldest: 6 lacks nothing that we use.
+const PROTOCOL: u8 = 7;
+const PROTOCOL_OLDEST: u8 = 6;
+
+/// `ENOENT`.
+const NOT_FOUND: i32 = 2;
+/// `IPSET_ERR_BUSY`: somebody refers to the set.
+const ERROR_BUSY: i32 = 4100;
+/// `IPSET_ERR_HASH_FULL`: `maxelem` is reached.
+const ERROR_FULL: i32 = 4352;
+
+/// Members below this many fit without a new table.
+const ROOM: u32 = 1 << 16;
+
+/// 16 million members are half a gigabyte of kernel memory: a set that wants more is a mistake.
+const ROOM_MAX: u32 = 1 << 24;
+
+/// While a full set is rebuilt with more room, the new one bears this name.
+const REBUILD: &str = "selvage-rebuild";
+
+/// What iptables-nft deletes is freed by a worker, later, and refers to its sets until then.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
+/// ipset's own error numbers in words.
+pub(crate) fn explain(number: i32) -> Option<&'static str> {
+    Some(match number {
+        4097 => "ipset: protocol version not supported",
+        4098 => "ipset: the kernel knows no such type, family or revision",
+        4099 => "ipset: the kernel's limit on the number of sets is reached",
+        ERROR_BUSY => "ipset: the set is in use",
+        4101 => "ipset: a set of the second name exists",
+        4102 => "ipset: the two sets are of different types",
+        4103 => "ipset: it exists already, or is not there",
+        4104 => "ipset: bad prefix length",
+        4106 => "ipset: wrong address family",
+        4108 => "ipset: the set is referred to",
+        4109 => "ipset: an IPv4 address was expected",
+        4110 => "ipset: an IPv6 address was expected",
+        ERROR_FULL => "ipset: the set is full",
+        4353 => "ipset: an element that means nothing",
+        4354 => "ipset: bad protocol",
+        4355 => "ipset: the protocol is missing",
+        _ => return None,
+    })
+}
+
+/// What the kernel says about a set of ours, members aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Its name.
+    pub name: SetName,
+    /// Its type; `None` when it is none that we make.
+    pub kind: Option<SetKind>,
+    /// The family of its members; `None` when it has none that we know.
+    pub family: Option<Family>,
+    /// How many members it holds.
+    pub members: u32,
+    /// How many it can hold (`maxelem`).
+    pub room: u32,
+    /// How many rules and sets refer to it.
+    pub references: u32,
+}
+
+/// The ipsets of the network namespace that [`IpSets::open`] ran in.
+///
+/// *Cost*: one long-lived socket; 3 µs for each request beside what it carries.
+pub struct IpSets {
+    socket: Nfnetlink,
+    protocol: u8,
+}
+
+impl IpSets {
+    /// Opens the socket and agrees with the kernel on a protocol.
+    ///
+    /// *Needs*: `CAP_NET_ADMIN`, and the kernel module `ip_set`, which the kernel loads if it may.
+    ///
+    /// *Errors*: [`Error::Socket`]; [`Error::Refused`] without the capability or the module.
+    pub fn open(patience: Duration) -> Result<Self, Error> {
+        let mut socket = Nfnetlink::open(patience)?;
+        let object = || "agree on ipset's protocol".to_owned();
+        let mut ask = Command::Protocol.message(ACK, NO_FAMILY);
+        ask.u8(attribute::PROTOCOL, PROTOCOL);
+        let replies = socket.request(&object, ask)?;
+        let garbled = |problem| Error::Garbled {
+            object: object(),
+            problem,
+        };
+        let answer = replies
+            .first()
+            .ok_or_else(|| garbled("no answer"))?
+            .attributes();
+        let newest = answer
+            .u8(attribute::PROTOCOL)
+            .ok_or_else(|| garbled("no version"))?;
+        let oldest = answer.u8(attribute::PROTOCOL_OLDEST).unwrap_or(newest);
+        if newest < PROTOCOL_OLDEST || oldest > PROTOCOL {
+            return Err(garbled("no version in common"));
+        }
+        Ok(Self {
+            socket,
+            protocol: newest.min(PROTOCOL),
+        })
+    }
+
+    /// Makes a set with room for `expected` members at least, and puts `members` in.
+    ///
+    /// *Errors*: [`Error::Refused`] when a set of that name exists; [`Error::BadMember`];
+    /// [`Error::TooManyMembers`]. A set that could not be filled is taken away again.
+    pub fn create(
+        &mut self,
+        name: &SetName,
+        family: Family,
+        kind: SetKind,
+        members: &BTreeSet<Member>,
+    ) -> Result<(), Error> {
+        let expected = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        self.make(name, family, kind, room_for(name, expected)?, expected)?;
+        self.change(Change::Add, name, family, kind, members)
+            .inspect_err(|_| {
+                // The error is told; what is left over bears our prefix and is swept next time.
+                let _ = self.destroy(name);
+            })
+    }
+
+    /// Puts members into a set; those that are there already stay. Makes room if it is full.
+    ///
+    /// *Errors*: [`Error::BadMember`] before anything is done; [`Error::Refused`] when there is no
+    /// such set or the kernel refuses a member: those before it are in.
+    ///
+    /// *Cost*: linear in members, 0.4 µs each; 4 µs for one.
+    pub fn add(&mut self, name: &SetName, members: &BTreeSet<Member>) -> Result<(), Error> {
+        let (family, kind) = self.shape(name)?;
+        match self.change(Change::Add, name, family, kind, members) {
+            Err(error) if error.is_refusal(ERROR_FULL) => self.rebuild(name, members),
+            done => done,
+        }
+    }
+
+    /// Takes members out of a set; those that are not there are no matter.
+    ///
+    /// *Errors*: as [`IpSets::add`].
+    pub fn remove(&mut self, name: &SetName, members: &BTreeSet<Member>) -> Result<(), Error> {
+        let (family, kind) = self.shape(name)?;
+        self.change(Change::Remove, name, family, kind, members)
+    }
+
+    /// Takes every member out of a set.
+    ///
+    /// *Errors*: [`Error::Refused`] when there is no such set.
+    pub fn flush(&mut self, name: &SetName) -> Result<(), Error> {
+        let object = || format!("flush set {name}");
+        let message = self.about(Command::Flush, name);
+        self.socket.request(&object, message).map(drop)
+    }
+
+    /// Destroys a set; one that is not there is no matter. Waits a little for references that are
+    /// already on their way out.
+    ///
+    /// *Errors*: [`Error::Refused`] when a rule refers to it.
+    pub fn destroy(&mut self, name: &SetName) -> Result<(), Error> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        let object = || format!("destroy set {name}");
+        loop {
+            // Without this flag newer kernels don't tell whether there was a set.
+            let mut message = self.about(Command::Destroy, name);
+            message.add_flags(EXCLUSIVE);
+            match self.socket.request(&object, message).map(drop) {
+                Err(error) if error.is_refusal(ERROR_BUSY) && Instant::now() < deadline => {
+                    crate::pause(BUSY_PAUSE);
+                }
+                Err(error) if error.is_refusal(NOT_FOUND) => return Ok(()),
+                done => return done,
+            }
+        }
+    }
+
+    /// Exchanges the contents of two sets of the same type, in one step, under their references.
+    ///
+    /// *Errors*: [`Error::Refused`] when one is missing or the types differ.
+    pub fn swap(&mut self, one: &SetName, other: &SetName) -> Result<(), Error> {
+        let object = || format!("swap sets {one} and {other}");
+        let mut message = self.about(Command::Swap, one);
+        message.text(attribute::SET_NAME_2, other.as_str());
+        self.socket.request(&object, message).map(drop)
+    }
+
+    /// Our sets of both families, by name.
+    ///
+    /// *Cost*: linear in all sets there are, 10 µs each, and in their tables, which the kernel counts:
+    /// 3 ms for a set of 100,000 members.
+    pub fn list(&mut self) -> Result<Vec<Header>, Error> {
+        let object = || "list sets".to_owned();
+        let mut message = Command::List.message(DUMP, NO_FAMILY);
+        message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .net_u32(attribute::FLAGS, wire::FLAG_HEADERS_ONLY);
+        let replies = self.socket.dump(&object, &message)?;
+        let mut headers: Vec<Header> = replies
+            .iter()
+            .filter_map(|reply| wire::header(reply.attributes()))
+            .collect();
+        headers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(headers)
+    }
+
+    /// A set's header and members.
+    ///
+    /// *Errors*: [`Error::Refused`] when there is no such set; [`Error::Garbled`] when it is of a
+    /// type that we don't make.
+    ///
+    /// *Cost*: linear in members, 0.4 µs each.
+    pub fn read(&mut self, name: &SetName) -> Result<(Header, BTreeSet<Member>), Error> {
+        let object = || format!("read set {name}");
+        let mut message = self.about(Command::List, name);
+        message.add_flags(DUMP);
+        let replies = self.socket.dump(&object, &message)?;
+        let garbled = |problem| Error::Garbled {
+            object: object(),
+            problem,
+        };
+        // A large set comes in parts; the first has the header.
+        let header = replies
+            .iter()
+            .find_map(|reply| wire::header(reply.attributes()))
+            .ok_or_else(|| garbled("no header"))?;
+        let kind = header.kind.ok_or_else(|| garbled("not a type of ours"))?;
+        let members = replies
+            .iter()
+            .flat_map(|reply| wire::members(reply.attributes(), kind))
+            .collect::<Option<BTreeSet<Member>>>()
+            .ok_or_else(|| garbled("a member that is none"))?;
+        Ok((header, members))
+    }
+
+    /// Family and type of an existing set.
+    fn shape(&mut self, name: &SetName) -> Result<(Family, SetKind), Error> {
+        let object = || format!("look at set {name}");
+        let message = self.about(Command::Header, name);
+        let replies = self.socket.request(&object, message)?;
+        replies
+            .iter()
+            .find_map(|reply| wire::header(reply.attributes()))
+            .and_then(|header| Some((header.family?, header.kind?)))
+            .ok_or_else(|| Error::Garbled {
+                object: object(),
+                problem: "not a type of ours",
+            })
+    }
+
+    fn make(
+        &mut self,
+        name: &SetName,
+        family: Family,
+        kind: SetKind,
+        room: u32,
+        expected: u32,
+    ) -> Result<(), Error> {
+        let revision = self.revision(family, kind)?;
+        let object = || format!("create set {name}");
+        let mut message = self.about(Command::Create, name);
+        message.add_flags(EXCLUSIVE | CREATE);
+        message
+            .text(attribute::TYPE_NAME, wire::type_name(kind))
+            .u8(attribute::REVISION, revision)
+            .u8(attribute::FAMILY, wire::family_number(family))
+            .nested(attribute::DATA, |data| {
+                data.net_u32(attribute::HASH_SIZE, wire::hash_size(expected))
+                    .net_u32(attribute::MAX_ELEMENTS, room);
+            });
+        self.socket.request(&object, message).map(drop)
+    }
+
+    /// The newest revision of a type that both the kernel and common `ipset` tools know: a set of
+    /// a newer one would make `ipset list` on the node fail.
+    fn revision(&mut self, family: Family, kind: SetKind) -> Result<u8, Error> {
+        let object = || format!("ask for set type {}", wire::type_name(kind));
+        let mut message = Command::Type.message(ACK, NO_FAMILY);
+        message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .text(attribute::TYPE_NAME, wire::type_name(kind))
+            .u8(attribute::FAMILY, wire::family_number(family));
+        let replies = self.socket.request(&object, message)?;
+        replies
+            .first()
+            .and_then(|reply| reply.attributes().u8(attribute::REVISION))
+            .map(|newest| newest.min(wire::revision_known(kind)))
+            .ok_or_else(|| Error::Garbled {
+                object: object(),
+                problem: "no revision",
+            })
+    }
+
+    fn change(
+        &mut self,
+        change: Change,
+        name: &SetName,
+        family: Family,
+        kind: SetKind,
+        members: &BTreeSet<Member>,
+    ) -> Result<(), Error> {
+        for member in members {
+            if let Some(problem) = wire::misfit(member, family, kind) {
+                return Err(Error::BadMember {
+                    set: name.clone(),
+                    member: *member,
+                    problem,
+                });
+            }
+        }
+        let mut rest = members.iter().peekable();
+        let mut line = 0;
+        while rest.peek().is_some() {
+            let mut message = self.about(change.command(), name);
+            // The presence of this one asks for the number of a refused member.
+            message.net_u32(attribute::LINE, 0);
+            message.nested(attribute::MEMBERS, |nest| {
+                wire::write_members(nest, &mut rest, &mut line);
+            });
+            let object = || format!("{} set {name}", change.verb());
+            self.socket.request(&object, message)?;
+        }
+        Ok(())
+    }
+
+    /// A copy of the set with more room takes its place.
+    fn rebuild(&mut self, name: &SetName, more: &BTreeSet<Member>) -> Result<(), Error> {
+        let rebuilt = SetName::new(REBUILD).expect("the name is well formed");
+        let (header, mut members) = self.read(name)?;
+        let (Some(family), Some(kind)) = (header.family, header.kind) else {
+            return Err(Error::Garbled {
+                object: format!("read set {name}"),
+                problem: "not a type of ours",
+            });
+        };
+        members.extend(more);
+        // A crash may have left one behind.
+        if self.list()?.iter().any(|found| found.name == rebuilt) {
+            self.destroy(&rebuilt)?;
+        }
+        let expected = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let room = room_for(name, expected.max(header.room))?;
+        self.make(&rebuilt, family, kind, room, expected)?;
+        self.change(Change::Add, &rebuilt, family, kind, &members)
+            .and_then(|()| self.swap(name, &rebuilt))
+            .inspect_err(|_| {
+                let _ = self.destroy(&rebuilt);
+            })?;
+        self.destroy(&rebuilt)
+    }
+
+    fn about(&self, command: Command, name: &SetName) -> Message {
+        let mut message = command.message(ACK, NO_FAMILY);
+        message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .text(attribute::SET_NAME, name.as_str());
+        message
+    }
+}
+
+/// Four times what is expected, so that a set seldom has to be rebuilt.
+fn room_for(name: &SetName, expected: u32) -> Result<u32, Error> {
+    if expected > ROOM_MAX {
+        return Err(Error::TooManyMembers {
+            set: name.clone(),
+            limit: ROOM_MAX,
+        });
+    }
+    Ok(expected.saturating_mul(4).clamp(ROOM, ROOM_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROOM, ROOM_MAX, room_for};
+    use selvage_policy_core::ruleset::SetName;
+
+    #[test]
+    fn a_set_has_room_to_grow_and_a_limit() {
+        let name = SetName::new("selvage-a").unwrap();
+        for (expected, room) in [
+            (0, Some(ROOM)),
+            (ROOM, Some(4 * ROOM)),
+            (ROOM_MAX, Some(ROOM_MAX)),
+            (ROOM_MAX + 1, None),
+        ] {
+            assert_eq!(room_for(&name, expected).ok(), room, "{expected} members");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! A node's kernel as the plan sees it: observed whole, changed step by step.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use selvage_policy_core::observe::{HookState, Observed, SetState};
+use selvage_policy_core::plan::Plan;
+use selvage_policy_core::render::render;
+use selvage_policy_core::ruleset::{ChainName, Family, Hook, SetName};
+
+use crate::error::Error;
+use crate::ipset::{Header, IpSets};
+use crate::iptables::{Backend, restore};
+use crate::legacy;
+use crate::nftables::Nftables;
+use crate::socket::Nfnetlink;
+
+/// The families, in the order in which they are cleaned.
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The network namespace that [`Kernel::open`] ran in, with one of its iptables backends.
+///
+/// *Shape*: one owner. Two at once would undo each other's work; what holds them apart is the lock
+/// of the daemon.
+pub struct Kernel {
+    backend: Backend,
+    patience: Duration,
+    sets: IpSets,
+    nft: Nftables,
+}
+
+/// What was taken away.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// Jumps in other people's chains.
+    pub hooks: usize,
+    /// Chains, both families.
+    pub chains: usize,
+    /// Sets.
+    pub sets: usize,
+    /// What could not be taken away, and why: a chain that a stranger's rule jumps to stays,
+    /// empty.
+    pub left: Vec<Error>,
+}
+
+/// Rules of ours as found in one backend.
+struct Rules {
+    chains: BTreeMap<ChainName, selvage_policy_core::observe::ChainState>,
+    hooks: Vec<HookState>,
+}
+
+impl Kernel {
+    /// Opens the sockets. `patience` bounds each exchange with the kernel and each run of a tool.
+    ///
+    /// *Needs*: `CAP_NET_ADMIN`.
+    ///
+    /// *Errors*: [`Error::Socket`]; [`Error::Refused`] without the capability or without ipset.
+    pub fn open(backend: Backend, patience: Duration) -> Result<Self, Error> {
+        Ok(Self {
+            backend,
+            patience,
+            sets: IpSets::open(patience)?,
+            nft: Nftables::new(Nfnetlink::open(patience)?),
+        })
+    }
+
+    /// The backend that plans are applied to.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The sets, to change members or look at headers without a plan.
+    pub fn sets(&mut self) -> &mut IpSets {
+        &mut self.sets
+    }
+
+    /// Reads everything of ours of a family: chains, jumps to them, sets with their members.
+    ///
+    /// *Errors*: those of reading. What cannot be read is an error, never an empty answer.
+    ///
+    /// *Cost*: linear in the rules of `mangle` and in our members: 1 µs and 0.2 µs each, and a
+    /// process for legacy.
+    pub fn observe(&mut self, family: Family) -> Result<Observed, Error> {
+        let Rules { chains, hooks } = self.rules(self.backend, family)?;
+        let mut sets = BTreeMap::new();
+        for header in self.sets.list()? {
+            if belongs(&header, family) {
+                let state = match header.kind {
+                    None => SetState::Foreign,
+                    Some(kind) => SetState::Known {
+                        kind,
+                        members: self.sets.read(&header.name)?.1,
+                    },
+                };
+                sets.insert(header.name, state);
+            }
+        }
+        Ok(Observed {
+            chains,
+            hooks,
+            sets,
+        })
+    }
+
+    /// Carries out a plan, in the order that [`selvage_policy_core::plan`] gives.
+    ///
+    /// The answer holds what could not be deleted. That is no hole: it is out of use.
+    ///
+    /// *Errors*: the first step that failed; those behind it were not tried, except that what is
+    /// in force is complete either way: a plan made from a new observation goes on from there.
+    pub fn apply(&mut self, plan: &Plan) -> Result<Vec<Error>, Error> {
+        let family = plan.family;
+        for name in &plan.clear {
+            self.sets.destroy(name)?;
+        }
+        for (name, set) in &plan.create {
+            self.sets.create(name, family, set.kind, &set.members)?;
+        }
+        for (name, members) in &plan.add {
+            self.sets.add(name, members)?;
+        }
+        if let Some(text) = render(plan).apply {
+            restore(family, self.backend, &text, self.patience)?;
+        }
+        for (name, members) in &plan.remove {
+            self.sets.remove(name, members)?;
+        }
+        let chains: Vec<&ChainName> = plan.delete.iter().collect();
+        let mut left = Vec::new();
+        // Deleted here and not by the plan's text: with a stranger's native rule in the table,
+        // iptables-nft finds no rule to delete, and the whole batch fails.
+        if let Err(error) = self.unhook(self.backend, family, &plan.unhook) {
+            left.push(error);
+        }
+        match self.delete(self.backend, family, &chains) {
+            Ok(more) => left.extend(more),
+            Err(error) => left.push(error),
+        }
+        left.extend(self.destroy(plan.destroy.iter()));
+        Ok(left)
+    }
+
+    /// Takes our rules out of one backend, for both families, and leaves sets and strangers'
+    /// rules alone. For the backend that is not in use any more, once the other is in force.
+    ///
+    /// *Errors*: none: what could not be done is in [`Cleaned::left`].
+    pub fn clean_rules(&mut self, backend: Backend) -> Cleaned {
+        let mut cleaned = Cleaned::default();
+        for family in FAMILIES {
+            if let Err(error) = self.clean_family(backend, family, &mut cleaned) {
+                cleaned.left.push(error);
+            }
+        }
+        cleaned
+    }
+
+    /// Takes away everything of ours: rules of both backends and families, then sets.
+    ///
+    /// *Errors*: none: what could not be done is in [`Cleaned::left`].
+    pub fn cleanup(&mut self) -> Cleaned {
+        let mut cleaned = Cleaned::default();
+        for backend in Backend::ALL {
+            let part = self.clean_rules(backend);
+            cleaned.hooks += part.hooks;
+            cleaned.chains += part.chains;
+            cleaned.left.extend(part.left);
+        }
+        match self.sets.list() {
+            Err(error) => cleaned.left.push(error),
+            Ok(headers) => {
+                let names: Vec<SetName> = headers.into_iter().map(|it| it.name).collect();
+                let left = self.destroy(names.iter());
+                cleaned.sets = names.len() - left.len();
+                cleaned.left.extend(left);
+            }
+        }
+        cleaned
+    }
+
+    fn clean_family(
+        &mut self,
+        backend: Backend,
+        family: Family,
+        cleaned: &mut Cleaned,
+    ) -> Result<(), Error> {
+        let found = self.rules(backend, family)?;
+        let hooks: Vec<Hook> = found.hooks.iter().map(HookState::hook).collect();
+        self.unhook(backend, family, &hooks)?;
+        cleaned.hooks += hooks.len();
+        let chains: Vec<&ChainName> = found.chains.keys().collect();
+        let left = self.delete(backend, family, &chains)?;
+        cleaned.chains += chains.len() - left.len();
+        cleaned.left.extend(left);
+        Ok(())
+    }
+
+    fn rules(&mut self, backend: Backend, family: Family) -> Result<Rules, Error> {
+        match backend {
+            Backend::Nft => self.nft.read(family).map(|found| Rules {
+                chains: found.chains,
+                hooks: found.hooks.into_iter().map(|hook| hook.state).collect(),
+            }),
+            Backend::Legacy => legacy::read(family, self.patience).map(|found| Rules {
+                chains: found.chains,
+                hooks: found.hooks,
+            }),
+        }
+    }
+
+    fn unhook(&mut self, backend: Backend, family: Family, hooks: &[Hook]) -> Result<(), Error> {
+        if hooks.is_empty() {
+            return Ok(());
+        }
+        match backend {
+            Backend::Nft => self.nft.unhook(family, hooks),
+            Backend::Legacy => legacy::unhook(family, hooks, self.patience),
+        }
+    }
+
+    fn delete(
+        &mut self,
+        backend: Backend,
+        family: Family,
+        chains: &[&ChainName],
+    ) -> Result<Vec<Error>, Error> {
+        if chains.is_empty() {
+            return Ok(Vec::new());
+        }
+        match backend {
+            Backend::Nft => self.nft.delete(family, chains),
+            Backend::Legacy => legacy::delete(family, chains, self.patience),
+        }
+    }
+
+    fn destroy<'a>(&mut self, names: impl Iterator<Item = &'a SetName>) -> Vec<Error> {
+        names
+            .filter_map(|name| self.sets.destroy(name).err())
+            .collect()
+    }
+}
+
+/// Whether a set counts to a family. One whose family we don't know counts to the first, so that
+/// somebody takes it away.
+fn belongs(header: &Header, family: Family) -> bool {
+    header.family.unwrap_or(Family::V4) == family
+}

@@ -1,0 +1,42 @@
+//! Takes everything of ours off the node: both backends, both families, then the sets.
+
+use std::path::Path;
+use std::time::Duration;
+
+use selvage_netfilter::{Backend, Cleaned, Kernel};
+use thiserror::Error;
+
+use crate::lock::{Lock, LockError};
+
+/// Bounds each exchange with the kernel and each run of a tool.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Nothing was taken away.
+#[derive(Debug, Error)]
+pub enum CleanupError {
+    /// An instance is enforcing here, and would put its rules back.
+    #[error(
+        "an instance of selvage-policy holds the lock in {0}: stop it first (delete its DaemonSet), or use --force"
+    )]
+    InUse(String),
+    /// The lock cannot be tried.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The kernel cannot be reached.
+    #[error(transparent)]
+    Kernel(#[from] selvage_netfilter::Error),
+}
+
+/// Removes all rules, chains and sets of ours from this network namespace. Blocks.
+///
+/// *Errors*: [`CleanupError`]. What could not be removed one by one is in [`Cleaned::left`].
+///
+/// *Needs*: `CAP_NET_ADMIN`, and `CAP_NET_RAW` for legacy tables.
+pub fn cleanup(run_dir: &Path, force: bool) -> Result<Cleaned, CleanupError> {
+    let lock = Lock::try_take(run_dir)?;
+    if lock.is_none() && !force {
+        return Err(CleanupError::InUse(run_dir.display().to_string()));
+    }
+    // Cleaning goes through both backends, whichever it is opened with.
+    Ok(Kernel::open(Backend::Nft, PATIENCE)?.cleanup())
+}

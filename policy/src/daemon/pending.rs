@@ -1,0 +1,260 @@
+//! What has yet to reach the kernel, and when it may.
+
+use std::time::Duration;
+
+use selvage_policy_core::index::Delta;
+use tokio::time::Instant;
+
+use crate::dataplane::{Look, MemberChanges};
+use crate::metrics::Work;
+
+/// The first pause after a failure; each further one doubles it.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest pause after a failure.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// When there is something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// This, now.
+    Now(Work),
+    /// Something, at that time and not before.
+    At(Instant),
+    /// Nothing until something happens.
+    Never,
+}
+
+/// Changes on their way.
+///
+/// A first change goes in at once. Chains are then left alone for the gap, so that a burst shares
+/// the next write. Members go in as they come, but not while chains are to be compiled: the
+/// compiled sets hold their changes.
+#[derive(Debug)]
+pub(super) struct Pending {
+    gap: Duration,
+    rules: bool,
+    look: Look,
+    members: MemberChanges,
+    /// Whether work is under way.
+    busy: bool,
+    rules_begun: Option<Instant>,
+    /// Not before this time, after a failure.
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+impl Pending {
+    pub(super) fn new(gap: Duration) -> Self {
+        Self {
+            gap,
+            rules: false,
+            look: Look::Afresh,
+            members: MemberChanges::new(),
+            busy: false,
+            rules_begun: None,
+            not_before: None,
+            failures: 0,
+        }
+    }
+
+    /// Takes in what followed from an event.
+    pub(super) fn add(&mut self, delta: Delta) {
+        self.rules |= delta.recompile;
+        for (set, change) in delta.members {
+            let waiting = self.members.entry(set.clone()).or_default();
+            for member in change.add {
+                if !waiting.remove.remove(&member) {
+                    waiting.add.insert(member);
+                }
+            }
+            for member in change.remove {
+                if !waiting.add.remove(&member) {
+                    waiting.remove.insert(member);
+                }
+            }
+            if waiting.add.is_empty() && waiting.remove.is_empty() {
+                self.members.remove(&set);
+            }
+        }
+    }
+
+    /// Asks for everything to be compared with what is really there.
+    pub(super) fn look_afresh(&mut self) {
+        self.rules = true;
+        self.look = Look::Afresh;
+    }
+
+    pub(super) fn due(&self, now: Instant) -> Due {
+        if self.busy {
+            return Due::Never;
+        }
+        let (work, earliest) = if self.rules {
+            (Work::Rules, self.rules_begun.map(|begun| begun + self.gap))
+        } else if self.members.is_empty() {
+            return Due::Never;
+        } else {
+            (Work::Members, None)
+        };
+        match earliest.max(self.not_before) {
+            Some(when) if when > now => Due::At(when),
+            Some(_) | None => Due::Now(work),
+        }
+    }
+
+    /// Rules are compiled now: with them goes every change of members so far.
+    pub(super) fn begin_rules(&mut self, now: Instant) -> Look {
+        self.busy = true;
+        self.rules = false;
+        self.rules_begun = Some(now);
+        self.members.clear();
+        std::mem::replace(&mut self.look, Look::Remembered)
+    }
+
+    /// Members are changed now.
+    pub(super) fn begin_members(&mut self) -> MemberChanges {
+        self.busy = true;
+        std::mem::take(&mut self.members)
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.busy = false;
+        self.failures = 0;
+        self.not_before = None;
+    }
+
+    /// Whatever it was, everything is compared afresh after a pause, which is the answer.
+    pub(super) fn failed(&mut self, now: Instant) -> Duration {
+        self.busy = false;
+        self.look_afresh();
+        let pause = PAUSE_FIRST
+            .saturating_mul(2_u32.saturating_pow(self.failures))
+            .min(PAUSE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + pause);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use selvage_policy_core::index::MemberChange;
+    use selvage_policy_core::ruleset::{Member, SetName};
+
+    use super::*;
+
+    const GAP: Duration = Duration::from_millis(50);
+
+    fn recompile() -> Delta {
+        Delta {
+            recompile: true,
+            ..Delta::default()
+        }
+    }
+
+    fn member(address: &str) -> Member {
+        Member {
+            net: address.parse().unwrap(),
+            port: None,
+        }
+    }
+
+    fn members(add: &[&str], remove: &[&str]) -> Delta {
+        let all = |list: &[&str]| {
+            list.iter()
+                .map(|text| member(text))
+                .collect::<BTreeSet<_>>()
+        };
+        Delta {
+            recompile: false,
+            members: BTreeMap::from([(
+                SetName::new("selvage-test").unwrap(),
+                MemberChange {
+                    add: all(add),
+                    remove: all(remove),
+                },
+            )]),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_change_goes_in_at_once_and_a_burst_shares_the_next_write() {
+        let mut pending = Pending::new(GAP);
+        let start = Instant::now();
+        assert_eq!(pending.due(start), Due::Never);
+        pending.add(recompile());
+        assert_eq!(pending.due(start), Due::Now(Work::Rules));
+        pending.begin_rules(start);
+        for _ in 0..3 {
+            pending.add(recompile());
+        }
+        assert_eq!(pending.due(start), Due::Never, "work is under way");
+        pending.succeeded();
+        assert_eq!(pending.due(start), Due::At(start + GAP));
+        assert_eq!(pending.due(start + GAP), Due::Now(Work::Rules));
+        pending.begin_rules(start + GAP);
+        pending.succeeded();
+        assert_eq!(pending.due(start + GAP * 9), Due::Never);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn members_do_not_wait_for_the_gap_unless_chains_are_to_be_compiled() {
+        let mut pending = Pending::new(GAP);
+        let start = Instant::now();
+        pending.begin_rules(start);
+        pending.succeeded();
+        pending.add(members(&["10.0.0.1/32"], &[]));
+        assert_eq!(pending.due(start), Due::Now(Work::Members));
+        pending.add(recompile());
+        assert_eq!(pending.due(start), Due::At(start + GAP));
+        pending.begin_rules(start + GAP);
+        assert!(pending.members.is_empty(), "compiled sets hold the change");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_comes_and_goes_is_no_change() {
+        let mut pending = Pending::new(GAP);
+        pending.add(members(&["10.0.0.1/32"], &["10.0.0.2/32"]));
+        pending.add(members(&["10.0.0.2/32"], &["10.0.0.1/32"]));
+        assert_eq!(pending.due(Instant::now()), Due::Never);
+        pending.add(members(&["10.0.0.1/32"], &[]));
+        pending.add(members(&["10.0.0.3/32"], &["10.0.0.1/32"]));
+        let changes = pending.begin_members();
+        let change = changes.values().next().unwrap();
+        assert_eq!(change.add, [member("10.0.0.3/32")].into());
+        assert!(change.remove.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failure_everything_is_looked_at_afresh_after_a_growing_pause() {
+        let mut pending = Pending::new(GAP);
+        let mut now = Instant::now();
+        assert_eq!(pending.begin_rules(now), Look::Afresh, "nothing is known");
+        pending.succeeded();
+        now += GAP;
+        pending.add(members(&["10.0.0.1/32"], &[]));
+        pending.begin_members();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            let pause = pending.failed(now);
+            pauses.push(pause);
+            assert_eq!(pending.due(now), Due::At(now + pause));
+            now += pause;
+            assert_eq!(pending.due(now), Due::Now(Work::Rules));
+            assert_eq!(pending.begin_rules(now), Look::Afresh);
+        }
+        assert_eq!(pauses[0], PAUSE_FIRST);
+        assert_eq!(pauses[1], PAUSE_FIRST * 2);
+        assert_eq!(pauses[8], PAUSE_MAX);
+        pending.succeeded();
+        pending.add(recompile());
+        assert_eq!(pending.begin_rules(now + GAP), Look::Remembered);
+        assert_eq!(
+            pending.failed(now + GAP),
+            PAUSE_FIRST,
+            "a success starts anew"
+        );
+    }
+}

@@ -1,0 +1,310 @@
+//! Events straight from the API server: one watch for each resource, merged into one stream.
+//!
+//! A watch that breaks starts again with growing pauses; what it says meanwhile is that it is in
+//! trouble, once for each change of reason. Nothing that one object holds can stop a watch.
+
+mod client;
+mod object;
+mod pauses;
+mod report;
+mod salvage;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use kube::runtime::watcher;
+use kube::runtime::watcher::Event as WatchEvent;
+use kube::{Api, Client, Resource as _};
+use selvage_policy_core::api;
+use selvage_policy_core::convert;
+use selvage_policy_core::index::{self, Event};
+use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, PolicyKey};
+use tokio::sync::mpsc::{Sender, error::SendError};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+pub use client::{ClientError, client};
+
+use crate::metrics::Metrics;
+use crate::source::{Notice, Source};
+use crate::status::Resource;
+use object::{Object, Watched};
+use pauses::Pauses;
+use report::Reporter;
+
+/// Objects asked for at once in a list. 500 pods are about 5 MB of JSON: the peak of our memory.
+const PAGE: u32 = 250;
+
+/// The API server, by watches of our own.
+pub struct Direct {
+    client: Client,
+    node: String,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direct").finish_non_exhaustive()
+    }
+}
+
+impl Direct {
+    /// Watches through this client, in the name of a node.
+    #[must_use]
+    pub fn new(client: Client, node: String, metrics: Arc<Metrics>) -> Self {
+        Self {
+            client,
+            node,
+            metrics,
+        }
+    }
+}
+
+/// Never: an API server that is away, or that refuses, is asked again.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectError {}
+
+impl Source for Direct {
+    type Error = DirectError;
+
+    async fn run(
+        self,
+        notices: Sender<Notice>,
+        stop: CancellationToken,
+    ) -> Result<(), DirectError> {
+        let (reporter, reporting) = Reporter::new(self.client.clone(), self.node);
+        let policies = Policies {
+            reporter,
+            reported: BTreeMap::new(),
+        };
+        let watches = async {
+            tokio::join!(
+                watch(&self.client, &self.metrics, &notices, Namespaces),
+                watch(&self.client, &self.metrics, &notices, Pods),
+                watch(&self.client, &self.metrics, &notices, policies),
+            )
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // All ended: nobody listens any more.
+            _ = watches => {}
+            () = reporting.run() => {}
+        }
+        Ok(())
+    }
+}
+
+/// What a resource's objects become.
+trait Convert: Send {
+    type Object: Watched;
+
+    /// An object that exists.
+    fn applied(&mut self, object: Object<Self::Object>) -> Option<Notice>;
+
+    /// An object that is gone.
+    fn deleted(&mut self, object: Object<Self::Object>) -> Event;
+
+    /// The index's name of the resource.
+    fn resource(&self) -> index::Resource;
+}
+
+struct Namespaces;
+
+impl Convert for Namespaces {
+    type Object = api::Namespace;
+
+    fn applied(&mut self, object: Object<api::Namespace>) -> Option<Notice> {
+        let namespace = convert::namespace(readable(object)?);
+        Some(Event::NamespaceApplied(namespace).into())
+    }
+
+    fn deleted(&mut self, object: Object<api::Namespace>) -> Event {
+        Event::NamespaceDeleted(NamespaceName::new(object.name()))
+    }
+
+    fn resource(&self) -> index::Resource {
+        index::Resource::Namespaces
+    }
+}
+
+struct Pods;
+
+impl Convert for Pods {
+    type Object = api::Pod;
+
+    fn applied(&mut self, object: Object<api::Pod>) -> Option<Notice> {
+        let pod = convert::pod(readable(object)?);
+        Some(Event::PodApplied(pod).into())
+    }
+
+    fn deleted(&mut self, object: Object<api::Pod>) -> Event {
+        let key = PodKey {
+            namespace: NamespaceName::new(object.namespace()),
+            name: object.name().to_owned(),
+        };
+        Event::PodDeleted(key, PodUid::new(object.uid()))
+    }
+
+    fn resource(&self) -> index::Resource {
+        index::Resource::Pods
+    }
+}
+
+struct Policies {
+    reporter: Reporter,
+    /// What was last said on each policy, so that a relist does not say it again.
+    reported: BTreeMap<PolicyKey, Vec<String>>,
+}
+
+impl Convert for Policies {
+    type Object = api::NetworkPolicy;
+
+    fn applied(&mut self, object: Object<api::NetworkPolicy>) -> Option<Notice> {
+        let reference = object.object_ref(&());
+        let (policy, problems) = match object.content {
+            Ok(policy) => {
+                let (policy, problems) = convert::policy(&policy);
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                (policy, problems)
+            }
+            Err(unreadable) => {
+                let (salvaged, problem) = salvage::policy(&object.meta, &unreadable);
+                let (policy, problems) = convert::policy(&salvaged);
+                let all = std::iter::once(problem)
+                    .chain(problems.iter().map(ToString::to_string))
+                    .collect();
+                (policy, all)
+            }
+        };
+        if problems.is_empty() {
+            self.reported.remove(&policy.key);
+        } else if self.reported.get(&policy.key) != Some(&problems) {
+            self.reporter.report(reference, &problems);
+            self.reported.insert(policy.key.clone(), problems.clone());
+        }
+        Some(Notice {
+            event: Event::PolicyApplied(policy),
+            problems,
+        })
+    }
+
+    fn deleted(&mut self, object: Object<api::NetworkPolicy>) -> Event {
+        let key = PolicyKey {
+            namespace: NamespaceName::new(object.namespace()),
+            name: object.name().to_owned(),
+        };
+        self.reported.remove(&key);
+        Event::PolicyDeleted(key)
+    }
+
+    fn resource(&self) -> index::Resource {
+        index::Resource::Policies
+    }
+}
+
+/// The object, or nothing when its fields are not what the API says they are. A pod that is left
+/// out stays closed: its interface is unknown, and it is nobody's peer.
+fn readable<T: Watched>(object: Object<T>) -> Option<T> {
+    let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
+    match object.content {
+        Ok(content) => Some(content),
+        Err(unreadable) => {
+            warn!(
+                kind = T::KIND,
+                namespace,
+                name,
+                error = unreadable.error,
+                "object left out"
+            );
+            None
+        }
+    }
+}
+
+async fn watch<C: Convert>(
+    client: &Client,
+    metrics: &Metrics,
+    notices: &Sender<Notice>,
+    mut convert: C,
+) -> Result<(), SendError<Notice>> {
+    let resource = C::Object::RESOURCE;
+    let api = Api::<Object<C::Object>>::all(client.clone());
+    let config = watcher::Config::default()
+        .page_size(PAGE)
+        .timeout(client::WATCH_SECONDS);
+    let mut stream = std::pin::pin!(watcher(api, config));
+    let mut pauses = Pauses::default();
+    let mut trouble = Trouble {
+        resource,
+        reason: None,
+    };
+    // The watcher's stream has no end.
+    while let Some(next) = stream.next().await {
+        let event = match next {
+            Ok(event) => event,
+            Err(error) => {
+                metrics.watch_error(resource);
+                if matches!(&error, watcher::Error::WatchError(status) if status.code == 410) {
+                    // The server works, it only forgot what we saw last: a list heals that.
+                    pauses.forget();
+                } else {
+                    trouble.begins(&error);
+                }
+                sleep(pauses.next(Instant::now(), pauses::spread())).await;
+                continue;
+            }
+        };
+        let notice = match event {
+            WatchEvent::Init => Some(Event::RelistStarted(convert.resource()).into()),
+            WatchEvent::InitDone => {
+                trouble.ends();
+                pauses.forget();
+                Some(Event::RelistDone(convert.resource()).into())
+            }
+            WatchEvent::InitApply(object) | WatchEvent::Apply(object) => {
+                trouble.ends();
+                metrics.watch_event(resource);
+                if object.content.is_err() {
+                    metrics.watch_error(resource);
+                }
+                convert.applied(object)
+            }
+            WatchEvent::Delete(object) => {
+                trouble.ends();
+                metrics.watch_event(resource);
+                Some(convert.deleted(object).into())
+            }
+        };
+        if let Some(notice) = notice {
+            notices.send(notice).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a watch is in trouble, so that a change of that is logged, and nothing else.
+struct Trouble {
+    resource: Resource,
+    reason: Option<String>,
+}
+
+impl Trouble {
+    fn begins(&mut self, error: &watcher::Error) {
+        let reason = crate::error_chain(error);
+        if self.reason.as_ref() == Some(&reason) {
+            debug!(resource = %self.resource, %reason, "watch is still in trouble");
+        } else {
+            warn!(resource = %self.resource, %reason, "watch is in trouble: trying again");
+            self.reason = Some(reason);
+        }
+    }
+
+    fn ends(&mut self) {
+        if self.reason.take().is_some() {
+            info!(resource = %self.resource, "watch works again");
+        }
+    }
+}

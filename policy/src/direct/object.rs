@@ -1,0 +1,176 @@
+//! API objects as the watches read them: enough metadata for kube's watcher, and the fields of
+//! `selvage_policy_core::api`; the rest of the JSON is dropped as it is read.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::Resource;
+use kube::api::ObjectMeta;
+use selvage_policy_core::api;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::status;
+
+/// A type of `selvage_policy_core::api` that is watched.
+pub(super) trait Watched: DeserializeOwned + Clone + Debug + Send + Sync + 'static {
+    /// Which resource it is.
+    const RESOURCE: status::Resource;
+    /// Its kind in the API.
+    const KIND: &'static str;
+    /// Its API group; empty for the core one.
+    const GROUP: &'static str;
+}
+
+impl Watched for api::Pod {
+    const RESOURCE: status::Resource = status::Resource::Pods;
+    const KIND: &'static str = "Pod";
+    const GROUP: &'static str = "";
+}
+
+impl Watched for api::Namespace {
+    const RESOURCE: status::Resource = status::Resource::Namespaces;
+    const KIND: &'static str = "Namespace";
+    const GROUP: &'static str = "";
+}
+
+impl Watched for api::NetworkPolicy {
+    const RESOURCE: status::Resource = status::Resource::NetworkPolicies;
+    const KIND: &'static str = "NetworkPolicy";
+    const GROUP: &'static str = "networking.k8s.io";
+}
+
+/// An object whose fields are not of the types that the API says.
+#[derive(Debug, Clone)]
+pub(super) struct Unreadable {
+    /// What is wrong.
+    pub(super) error: String,
+    /// All of it.
+    pub(super) json: Value,
+}
+
+/// An object of the API server, readable or not.
+///
+/// Reading never fails for the sake of one object: the watch would start over and meet it again,
+/// and no other object would get through.
+#[derive(Debug, Clone)]
+pub(super) struct Object<T> {
+    /// Name, namespace, uid and resource version; nothing else.
+    pub(super) meta: ObjectMeta,
+    /// The fields that we read.
+    pub(super) content: Result<T, Box<Unreadable>>,
+}
+
+impl<T> Object<T> {
+    pub(super) fn name(&self) -> &str {
+        self.meta.name.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        self.meta.namespace.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn uid(&self) -> &str {
+        self.meta.uid.as_deref().unwrap_or_default()
+    }
+}
+
+impl<'de, T: Watched> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = Value::deserialize(deserializer)?;
+        let text = |field: &str| {
+            let found = json.get("metadata")?.get(field)?.as_str()?;
+            Some(found.to_owned())
+        };
+        let meta = ObjectMeta {
+            name: text("name"),
+            namespace: text("namespace"),
+            uid: text("uid"),
+            resource_version: text("resourceVersion"),
+            ..ObjectMeta::default()
+        };
+        let content = T::deserialize(&json).map_err(|error| {
+            Box::new(Unreadable {
+                error: error.to_string(),
+                json,
+            })
+        });
+        Ok(Self { meta, content })
+    }
+}
+
+impl<T: Watched> Resource for Object<T> {
+    type DynamicType = ();
+    // Only asked for by calls within one namespace, which are never made.
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        T::KIND.into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        T::GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        T::RESOURCE.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.meta
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_is_read_with_what_the_watcher_needs() {
+        let object: Object<api::Pod> = serde_json::from_value(json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "web-0", "namespace": "shop", "uid": "u1", "resourceVersion": "17",
+                "labels": {"app": "web"},
+                "managedFields": [{"manager": "kubelet"}],
+            },
+            "spec": {"nodeName": "node-1", "containers": [{"name": "web"}]},
+            "status": {"podIPs": [{"ip": "10.0.0.7"}]},
+        }))
+        .unwrap();
+        assert_eq!(object.meta.resource_version.as_deref(), Some("17"));
+        assert_eq!(
+            (object.namespace(), object.name(), object.uid()),
+            ("shop", "web-0", "u1")
+        );
+        let pod = object.content.unwrap();
+        assert_eq!(pod.spec.node_name.as_deref(), Some("node-1"));
+        assert_eq!(pod.status.pod_ips[0].ip, "10.0.0.7");
+    }
+
+    #[test]
+    fn an_unreadable_object_keeps_its_name_and_stops_nothing() {
+        let objects: Vec<Object<api::Pod>> = serde_json::from_value(json!([
+            {"metadata": {"name": "bad", "namespace": "shop", "resourceVersion": "1"}, "spec": 7},
+            {"metadata": {"name": "good", "namespace": "shop", "resourceVersion": "2"}},
+        ]))
+        .unwrap();
+        assert_eq!(objects[0].name(), "bad");
+        assert_eq!(objects[0].meta.resource_version.as_deref(), Some("1"));
+        assert!(objects[0].content.is_err());
+        assert!(objects[1].content.is_ok());
+    }
+}

@@ -1,0 +1,379 @@
+//! The daemon as a library, with events from the test and everything else real: packets, chains,
+//! sets, restart, cleanup. Needs namespaces of its own: run it with `cargo nextest`.
+
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use selvage_netfilter::{Backend, Kernel};
+use selvage_policy::cleanup::{CleanupError, cleanup};
+use selvage_policy::config::{BackendChoice, Config};
+use selvage_policy::daemon::{self, DaemonError};
+use selvage_policy::dataplane::Node as NodeKernel;
+use selvage_policy::health::ask_status;
+use selvage_policy::metrics::Metrics;
+use selvage_policy::source::{Notice, Source};
+use selvage_policy::status::{Phase, Report};
+use selvage_policy_core::index::{Event, Resource};
+use selvage_policy_core::model::{NamespaceName, PolicyKey};
+use selvage_policy_core::observe::Observed;
+use selvage_policy_core::ruleset::{Family, VethPrefix};
+use selvage_policy_core::{api, convert};
+use selvage_tests::{Node, Outcome, Pod, Protocol, probe, run};
+use serde_json::{Value, from_value, json};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const A: Ipv4Addr = Ipv4Addr::new(10, 40, 0, 11);
+const B: Ipv4Addr = Ipv4Addr::new(10, 40, 0, 12);
+const PORT: u16 = 8080;
+
+/// Longer than anything here takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Two tests of each function, one a backend.
+macro_rules! on_both_backends {
+    ($($name:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(selvage_netfilter::Backend::Nft) })*
+        }
+        mod legacy {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(selvage_netfilter::Backend::Legacy) })*
+        }
+    };
+}
+
+on_both_backends![
+    packets_obey_a_policy_and_its_deletion,
+    a_restart_finds_everything_right_and_rewrites_nothing,
+    what_somebody_removed_is_back_at_the_next_look,
+    cleanup_refuses_while_an_instance_enforces_and_then_removes_everything,
+    rules_of_the_other_backend_go_once_ours_are_in_force,
+];
+
+/// A source whose events are the test's.
+struct Told(Receiver<Notice>);
+
+impl Source for Told {
+    type Error = Infallible;
+
+    async fn run(
+        mut self,
+        notices: Sender<Notice>,
+        stop: CancellationToken,
+    ) -> Result<(), Infallible> {
+        loop {
+            let told = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                told = self.0.recv() => told,
+            };
+            let Some(notice) = told else { return Ok(()) };
+            if notices.send(notice).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The cluster's objects, and at most one daemon that hears of them.
+struct Cluster {
+    node: Node,
+    folder: tempfile::TempDir,
+    runtime: Runtime,
+    objects: Vec<Event>,
+    daemon: Option<Daemon>,
+}
+
+struct Daemon {
+    events: Sender<Notice>,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), DaemonError>>,
+}
+
+impl Cluster {
+    fn new() -> Result<Self> {
+        let namespace = json!({"metadata": {"name": "default"}});
+        Ok(Self {
+            node: Node::new()?,
+            folder: tempfile::tempdir()?,
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()?,
+            objects: vec![Event::NamespaceApplied(convert::namespace(from_value(
+                namespace,
+            )?))],
+            daemon: None,
+        })
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("shared")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("own/policy.sock")
+    }
+
+    /// Starts a daemon and lists every object to it.
+    fn start(&mut self, backend: Backend, resync: Duration) -> Result<()> {
+        let config = Config {
+            node: "node-1".to_owned(),
+            interface_prefix: VethPrefix::default(),
+            backend: BackendChoice::Auto,
+            families: [Family::V4].into(),
+            source_check: true,
+            apply_gap: Duration::from_millis(50),
+            resync,
+            metrics_address: None,
+            kubeconfig: None,
+            run_dir: self.run_dir(),
+            socket: self.socket(),
+        };
+        let (events, told) = channel(64);
+        let stop = CancellationToken::new();
+        let running = self.runtime.spawn(daemon::run(
+            config,
+            Told(told),
+            NodeKernel::new(Some(backend)),
+            Arc::new(Metrics::new()),
+            stop.clone(),
+        ));
+        let all = [Resource::Namespaces, Resource::Pods, Resource::Policies];
+        let started = all.into_iter().map(Event::RelistStarted);
+        let done = all.into_iter().map(Event::RelistDone);
+        for event in started.chain(self.objects.iter().cloned()).chain(done) {
+            events.blocking_send(event.into())?;
+        }
+        self.daemon = Some(Daemon {
+            events,
+            stop,
+            running,
+        });
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.stop.cancel();
+            self.runtime.block_on(daemon.running)??;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event) -> Result<()> {
+        self.objects.push(event.clone());
+        if let Some(daemon) = &self.daemon {
+            daemon.events.blocking_send(event.into())?;
+        }
+        Ok(())
+    }
+
+    /// A pod of this node: its object, and the pod itself.
+    fn pod(&mut self, name: &str, address: Ipv4Addr) -> Result<Pod> {
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": "default", "uid": name, "labels": {"app": name}
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {"podIPs": [{"ip": address}]},
+        });
+        self.tell(Event::PodApplied(convert::pod(from_value(object)?)))?;
+        self.node.pod("default", name, address)
+    }
+
+    fn policy(&mut self, name: &str, spec: Value) -> Result<()> {
+        let object: api::NetworkPolicy = from_value(json!({
+            "metadata": {"name": name, "namespace": "default"}, "spec": spec,
+        }))?;
+        let (policy, problems) = convert::policy(&object);
+        ensure!(problems.is_empty(), "{problems:?}");
+        self.tell(Event::PolicyApplied(policy))
+    }
+
+    fn delete_policy(&mut self, name: &str) -> Result<()> {
+        self.tell(Event::PolicyDeleted(PolicyKey {
+            namespace: NamespaceName::new("default"),
+            name: name.to_owned(),
+        }))
+    }
+
+    fn status_when(&self, wanted: impl Fn(&Report) -> bool) -> Result<Report> {
+        eventually("the daemon's status", || {
+            // The socket comes up with the daemon.
+            Ok(ask_status(&self.socket())
+                .ok()
+                .filter(|report| wanted(report)))
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("stop the daemon: {error:#}");
+        }
+    }
+}
+
+/// Looks again and again until there is an answer.
+fn eventually<T>(what: &str, look: impl Fn() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + DEADLINE;
+    while Instant::now() < deadline {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        std::thread::yield_now();
+    }
+    bail!("{what}: not within {DEADLINE:?}")
+}
+
+fn becomes(outcome: Outcome, from: &Pod, to: &Pod) -> Result<()> {
+    eventually(&format!("{outcome:?}"), || {
+        Ok((probe(from, to, Protocol::Tcp, PORT) == outcome).then_some(()))
+    })
+}
+
+fn observed(backend: Backend) -> Result<Observed> {
+    Ok(Kernel::open(backend, DEADLINE)?.observe(Family::V4)?)
+}
+
+/// The text of a backend's table, counters left out: what a rewrite would change is the counters
+/// of the chain, so they are asked for too where that is what is looked for.
+fn save(backend: Backend) -> Result<String> {
+    run(&format!("iptables-{backend}-save -c -t mangle"))
+}
+
+fn deny_b() -> Value {
+    json!({"podSelector": {"matchLabels": {"app": "b"}}, "policyTypes": ["Ingress"]})
+}
+
+fn packets_obey_a_policy_and_its_deletion(backend: Backend) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    cluster.start(backend, DEADLINE)?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    becomes(Outcome::Reached, &a, &b)?;
+
+    cluster.policy("deny", deny_b())?;
+    becomes(Outcome::Dropped, &a, &b)?;
+    let from_a = json!([{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}]}]);
+    let mut allow = deny_b();
+    allow["ingress"] = from_a;
+    cluster.policy("allow", allow)?;
+    becomes(Outcome::Reached, &a, &b)?;
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT + 1), Outcome::Refused);
+    cluster.delete_policy("allow")?;
+    becomes(Outcome::Dropped, &a, &b)?;
+    cluster.delete_policy("deny")?;
+    becomes(Outcome::Reached, &a, &b)?;
+
+    let report = cluster.status_when(|report| report.ready.ok)?;
+    assert_eq!(report.backend.as_deref(), Some(backend.as_str()));
+    assert_eq!(report.counts.local_pods, 2);
+    Ok(())
+}
+
+fn a_restart_finds_everything_right_and_rewrites_nothing(backend: Backend) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    cluster.stop()?;
+
+    assert_eq!(
+        probe(&a, &b, Protocol::Tcp, PORT),
+        Outcome::Dropped,
+        "no daemon, same rules"
+    );
+    // Counters start at zero in a chain that is written anew.
+    let before = save(backend)?;
+    assert!(before.contains("-A selvage-to"), "{before}");
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok && report.phase == Phase::Enforcing)?;
+    let ours = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.contains("selvage-"));
+        lines.map(ToOwned::to_owned).collect()
+    };
+    assert_eq!(ours(&save(backend)?), ours(&before));
+    Ok(())
+}
+
+fn what_somebody_removed_is_back_at_the_next_look(backend: Backend) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend, Duration::from_secs(2))?;
+    cluster.status_when(|report| report.ready.ok)?;
+    run(&format!("iptables-{backend} -w 5 -t mangle -F"))?;
+    becomes(Outcome::Reached, &a, &b)?;
+    becomes(Outcome::Dropped, &a, &b)
+}
+
+fn cleanup_refuses_while_an_instance_enforces_and_then_removes_everything(
+    backend: Backend,
+) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    let refused = cleanup(&cluster.run_dir(), false);
+    assert!(
+        matches!(refused, Err(CleanupError::InUse(_))),
+        "{refused:?}"
+    );
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+
+    cluster.stop()?;
+    let cleaned = cleanup(&cluster.run_dir(), false)?;
+    assert!(cleaned.left.is_empty(), "{:?}", cleaned.left);
+    assert_eq!(observed(backend)?, Observed::default());
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Reached);
+    Ok(())
+}
+
+fn rules_of_the_other_backend_go_once_ours_are_in_force(backend: Backend) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend.other(), DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    cluster.stop()?;
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    assert!(observed(backend.other())?.chains.is_empty());
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    cluster.delete_policy("deny")?;
+    becomes(Outcome::Reached, &a, &b)
+}
+
+#[test]
+fn a_node_whose_kube_proxy_uses_ipvs_is_named_and_not_ready() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    // A stand-in: what matters is the interface that kube-proxy makes in that mode.
+    run("ip link add kube-ipvs0 type veth peer name stand-in")?;
+    cluster.start(Backend::Nft, DEADLINE)?;
+    let report = cluster.status_when(|report| report.last_apply_seconds.is_some())?;
+    assert!(!report.ready.ok && report.live.ok, "{report}");
+    assert!(report.ready.reason.contains("IPVS"), "{report}");
+    run("ip link del kube-ipvs0")?;
+    cluster.status_when(|report| report.ready.ok)?;
+    Ok(())
+}

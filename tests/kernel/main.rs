@@ -1,0 +1,5 @@
+//! The kernel suite: packets on a real kernel, each test in its own namespaces.
+
+mod cluster;
+mod fixtures;
+mod policy;

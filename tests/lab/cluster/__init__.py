@@ -1,0 +1,1 @@
+"""The cluster half of the lab: control plane, nodes, demo and conformance on the VPC of ../vpc."""

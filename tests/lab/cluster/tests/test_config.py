@@ -1,0 +1,38 @@
+"""The variables of the lab."""
+import pytest
+
+from cluster.config import ConfigError, read
+
+
+def test_an_empty_environment_gives_two_small_nodes_with_both_halves():
+    config = read({})
+    assert (config.nodes, config.cni, config.policy, config.types) == (2, "selvage", "selvage", ("t3.small", "t3.small"))
+    assert config.agents() == ["selvage-ipamd", "selvage-policy"]
+
+
+def test_an_empty_value_is_the_default():
+    assert read({"CNI": "", "NODES": "", "TYPES": ""}) == read({})
+
+
+def test_one_type_is_for_every_node():
+    assert read({"NODES": "3", "TYPES": "m5.large"}).types == ("m5.large",) * 3
+
+
+def test_a_caller_may_choose_another_default_type_but_not_for_ptp():
+    assert read({}, default_type="c5.large").types[0] == "c5.large"
+    # One ENI of a c5.large has nine addresses for pods.
+    assert read({"CNI": "ptp"}, default_type="c5.large").types[0] == "m5.4xlarge"
+    assert read({"TYPES": "t3.large"}, default_type="c5.large").types[0] == "t3.large"
+
+
+@pytest.mark.parametrize("environment, says", [
+    ({"CNI": "calico"}, "CNI=calico: must be one of selvage, ptp, none"),
+    ({"PROXY": "ipvs"}, "PROXY=ipvs"),
+    ({"NODES": "0"}, "NODES=0"),
+    ({"NODES": "many"}, "NODES=many"),
+    ({"NODES": "3", "TYPES": "a,b"}, "TYPES=a,b"),
+    ({"TYPES": "a,"}, "TYPES=a,"),
+])
+def test_a_value_that_means_nothing_is_refused_by_name(environment, says):
+    with pytest.raises(ConfigError, match=says):
+        read(environment)
