@@ -148,7 +148,7 @@ impl Wired<'_> {
                     self.undo.extend(step.inverse());
                 }
                 Step::SetSysctl(key, value) => {
-                    sysctl::write(key, value)?;
+                    sysctl::ensure_if_there(key, value)?;
                 }
                 Step::Await(end) => {
                     let index = self.index(*end)?;

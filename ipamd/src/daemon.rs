@@ -233,10 +233,10 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
         let clock = &self.shared.clock;
         let mut retry = Retry::default();
         let mut jitter = Jitter::new(clock.now().unix_nanos());
+        self.status.send_replace(Status::Starting {
+            doing: doing.into(),
+        });
         loop {
-            self.status.send_replace(Status::Starting {
-                doing: doing.into(),
-            });
             match attempt().await {
                 Ok(value) => return value,
                 Err(error) => {

@@ -20,7 +20,7 @@
 //! | [`route`] | [`route::list`] | [`route::add`], [`route::replace`], [`route::remove`] |
 //! | [`rule`] | [`rule::list`] | [`rule::ensure`], [`rule::remove`], [`rule::remove_every`] |
 //! | [`neigh`] | [`neigh::list`] | [`neigh::replace`], [`neigh::remove`] |
-//! | [`sysctl`] | [`sysctl::read`] | [`sysctl::write`], [`sysctl::ensure`] |
+//! | [`sysctl`] | [`sysctl::read`] | [`sysctl::write`], [`sysctl::ensure`], [`sysctl::ensure_if_there`] |
 //! | [`netns`] | | [`NetNs::open_socket`], [`NetNs::run`] |
 //!
 //! *Needs*: `CAP_NET_ADMIN` over the network namespace for every change, `CAP_SYS_ADMIN` to enter another one.

@@ -315,6 +315,7 @@ fn a_sysctl_is_written_once_and_a_missing_one_is_told_apart() {
     let missing = Key::ipv4_of_link("no-such-link", "rp_filter");
     assert_eq!(sysctl::read(&missing).unwrap(), None);
     assert!(!sysctl::write(&missing, "1").unwrap());
+    assert!(!sysctl::ensure_if_there(&missing, "1").unwrap());
     let error = sysctl::ensure(&missing, "1").unwrap_err();
     assert!(matches!(error, Error::Missing { .. }), "{error}");
 }

@@ -18,6 +18,10 @@ use tokio::sync::OnceCell;
 use crate::ec2::{self, Ec2};
 use crate::imds::Imds;
 
+/// A connection that nobody has used for longer is not used again. Servers close idle ones at times of their own
+/// choosing, and a request that meets that end looks like one whose reply was lost.
+const IDLE: Duration = Duration::from_secs(3);
+
 /// AWS as the daemon's [`Cloud`].
 pub(crate) struct Aws {
     http: SharedHttpClient,
@@ -32,6 +36,7 @@ impl Aws {
     pub(crate) fn new(deadline: Duration) -> Self {
         let http = Builder::new()
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .pool_idle_timeout(IDLE)
             .build_https();
         Self {
             imds: Imds::new(http.clone()),

@@ -15,6 +15,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use selvage_ipamd::events::EventSink;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::chain::chain;
@@ -65,16 +66,23 @@ impl EventSink for Events {
 }
 
 async fn write(node: String, mut notes: mpsc::Receiver<Note>) {
-    let mut recorder = None;
     let mut told = Told::default();
+    let mut recorder = None;
     while let Some(note) = notes.recv().await {
         if !told.is_news(&note, Instant::now()) {
             continue;
         }
-        if recorder.is_none() {
-            recorder = connect(&node).await;
-        }
-        let Some(recorder) = &recorder else { continue };
+        let recorder = match recorder {
+            Some(ref recorder) => recorder,
+            None => match connect(&node).await {
+                Ok(made) => recorder.insert(made),
+                Err(error) => {
+                    // The configuration stays what it is; without a receiver, senders drop what they have.
+                    warn!(%error, "no API server configured: events are not written");
+                    return;
+                }
+            },
+        };
         let event = Event {
             type_: EventType::Warning,
             reason: note.reason.to_owned(),
@@ -82,7 +90,7 @@ async fn write(node: String, mut notes: mpsc::Receiver<Note>) {
             action: note.action,
             secondary: None,
         };
-        match tokio::time::timeout(REQUEST, recorder.publish(&event, &about(&node))).await {
+        match timeout(REQUEST, recorder.publish(&event, &about(&node))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 warn!(
@@ -98,38 +106,17 @@ async fn write(node: String, mut notes: mpsc::Receiver<Note>) {
 
 /// A client by KUBECONFIG, else by what the cluster gives a pod (KUBERNETES_SERVICE_HOST and _PORT, which a manifest
 /// may override). Sends nothing.
-async fn connect(node: &str) -> Option<Recorder> {
-    let config = match kube::Config::infer().await {
-        Ok(mut config) => {
-            config.connect_timeout = Some(REQUEST);
-            config.read_timeout = Some(REQUEST);
-            config.write_timeout = Some(REQUEST);
-            config
-        }
-        Err(error) => {
-            warn!(
-                error = chain(&error),
-                "no API server configured: events are not written"
-            );
-            return None;
-        }
+async fn connect(node: &str) -> Result<Recorder, String> {
+    let mut config = kube::Config::infer().await.map_err(|e| chain(&e))?;
+    config.connect_timeout = Some(REQUEST);
+    config.read_timeout = Some(REQUEST);
+    config.write_timeout = Some(REQUEST);
+    let client = kube::Client::try_from(config).map_err(|e| chain(&e))?;
+    let reporter = Reporter {
+        controller: "selvage-ipamd".to_owned(),
+        instance: Some(node.to_owned()),
     };
-    match kube::Client::try_from(config) {
-        Ok(client) => {
-            let reporter = Reporter {
-                controller: "selvage-ipamd".to_owned(),
-                instance: Some(node.to_owned()),
-            };
-            Some(Recorder::new(client, reporter))
-        }
-        Err(error) => {
-            warn!(
-                error = chain(&error),
-                "API server client: events are not written"
-            );
-            None
-        }
-    }
+    Ok(Recorder::new(client, reporter))
 }
 
 /// The node as the kubelet refers to it in its own events: by name, in the place of the uid too, which is how

@@ -130,7 +130,7 @@ fn netns(name: &str) -> NetNs {
 
 /// Several packets of one connection from a pod to `to`, each answered: the source that `to` saw, if all arrived.
 pub fn talk(from: &str, to_netns: &str, to: &str) -> Option<Ipv4Addr> {
-    let patience = Some(Duration::from_millis(400));
+    let patience = Some(Duration::from_secs(2));
     let server = netns(to_netns)
         .run(|| UdpSocket::bind(format!("{to}:0")).unwrap())
         .unwrap();

@@ -178,8 +178,7 @@ impl Pool {
         // What may have been made is asked for again, with the same token, until its fate is known; so is what EC2
         // did not look at.
         let same_again = match error.kind {
-            CloudErrorKind::Throttled => true,
-            CloudErrorKind::Unknown => false,
+            CloudErrorKind::Unknown | CloudErrorKind::Throttled => true,
             CloudErrorKind::SubnetExhausted
             | CloudErrorKind::AddressLimit
             | CloudErrorKind::EniLimit
