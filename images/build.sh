@@ -73,8 +73,7 @@ image() { # image NAME ARCHIVE
   prepare
   buildah bud --layers --pull-never -f "$here/Dockerfile" --target "$name" -t "$tag" "$stage" >"$images/$name.log" 2>&1 ||
     { tail -n 30 "$images/$name.log" >&2; say "buildah could not build $tag"; exit 1; }
-  # Uncompressed: the archive is read a few times on this machine and then replaced.
-  buildah push --quiet --disable-compression "$tag" "oci-archive:$out.part:$tag" >&2
+  buildah push --quiet "$tag" "oci-archive:$out.part:$tag" >&2
   mv "$out.part" "$out"
   say "built $tag in $((SECONDS - at)) s"
   # Older ones of the same image, except the last two, which another checkout may be using.

@@ -44,8 +44,9 @@ pub use request::{Grant, Handle, NodeFacts, Refusal, Status};
 const REQUESTS: usize = 256;
 /// First pause after something failed at the start; doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// For what is under way when the daemon is told to end.
-const DRAIN: Duration = Duration::from_secs(10);
+/// For what is under way when the daemon is told to end, and again for connections: both are over before a kubelet that
+/// gives ten seconds loses its patience.
+const DRAIN: Duration = Duration::from_secs(4);
 
 /// Why the daemon ended.
 #[derive(Debug, Error)]

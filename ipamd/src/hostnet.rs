@@ -26,6 +26,7 @@ mod eni;
 mod filter;
 mod forward;
 mod iptables;
+mod nft;
 mod node;
 mod pods;
 mod prepare;

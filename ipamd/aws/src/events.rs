@@ -86,21 +86,17 @@ async fn write(node: String, mut notes: mpsc::Receiver<Note>) {
         let event = Event {
             type_: EventType::Warning,
             reason: note.reason.to_owned(),
-            note: Some(note.note),
-            action: note.action,
+            note: Some(note.note.clone()),
+            action: note.action.clone(),
             secondary: None,
         };
-        match timeout(REQUEST, recorder.publish(&event, &about(&node))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                warn!(
-                    reason = event.reason,
-                    error = chain(&error),
-                    "event not written"
-                );
-            }
-            Err(_) => warn!(reason = event.reason, after = ?REQUEST, "event not written in time"),
-        }
+        let failure = match timeout(REQUEST, recorder.publish(&event, &about(&node))).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer within {REQUEST:?}"),
+        };
+        warn!(reason = note.reason, error = failure, "event not written");
+        told.forget(&note);
     }
 }
 
@@ -150,6 +146,11 @@ impl Told {
         self.last.insert(key, (now, note.note.clone()));
         true
     }
+
+    /// It could not be told: it is news the next time.
+    fn forget(&mut self, note: &Note) {
+        self.last.remove(&(note.reason, note.action.clone()));
+    }
 }
 
 #[cfg(test)]
@@ -175,5 +176,11 @@ mod tests {
             let now = start + Duration::from_secs(after);
             assert_eq!(told.is_news(&note(words), now), news, "{after} s: {words}");
         }
+        let late = start + Duration::from_secs(82);
+        told.forget(&note("no free address"));
+        assert!(
+            told.is_news(&note("no free address"), late),
+            "what could not be written is news again"
+        );
     }
 }

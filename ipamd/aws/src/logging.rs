@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 /// How to log.
@@ -48,7 +48,8 @@ impl FromStr for Level {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.to_ascii_lowercase().as_str() {
             "trace" | "debug" => Ok(Level::Debug),
-            "info" => Ok(Level::Info),
+            // An empty variable is one that is not set.
+            "" | "info" => Ok(Level::Info),
             "warn" | "warning" => Ok(Level::Warn),
             "error" | "fatal" | "panic" => Ok(Level::Error),
             _ => Err(format!("{text:?}: want debug, info, warn or error")),
@@ -56,10 +57,22 @@ impl FromStr for Level {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Json,
     Text,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "json" => Ok(Format::Json),
+            "" | "text" => Ok(Format::Text),
+            _ => Err(format!("{text:?}: want json or text")),
+        }
+    }
 }
 
 /// Starts logging. The libraries below us are heard from `warn` on.
@@ -90,6 +103,7 @@ mod tests {
             ("Info", Level::Info),
             ("WARN", Level::Warn),
             ("fatal", Level::Error),
+            ("", Level::Info),
         ] {
             assert_eq!(text.parse(), Ok(level), "{text}");
         }

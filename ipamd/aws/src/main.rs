@@ -50,8 +50,19 @@ struct Cli {
     #[command(flatten)]
     daemon: Args,
     /// Seconds that a call to EC2 may take, 1 to 120
-    #[arg(long, env = "HTTP_TIMEOUT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
-    http_timeout: u64,
+    #[arg(long, env = "HTTP_TIMEOUT", default_value = "10", value_parser = seconds)]
+    http_timeout: Duration,
+}
+
+/// Reads a number of seconds; an empty variable is one that is not set.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim() {
+        "" => Ok(Duration::from_secs(10)),
+        text => match text.parse() {
+            Ok(seconds @ 1..=120) => Ok(Duration::from_secs(seconds)),
+            Ok(_) | Err(_) => Err("want a number from 1 to 120".to_owned()),
+        },
+    }
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -98,7 +109,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::try_from(&cli.daemon)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        http_timeout = cli.http_timeout,
+        http_timeout = ?cli.http_timeout,
         "starting"
     );
     // Two threads on any machine: there is little to do, and each costs memory.
@@ -110,7 +121,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         let shutdown = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(shutdown.clone())?);
         let (events, writer) = Events::start(config.node_name.clone());
-        let aws = Aws::new(Duration::from_secs(cli.http_timeout));
+        let aws = Aws::new(cli.http_timeout);
         let ended = selvage_ipamd::run(config, aws, Kernel::new(), events, shutdown).await;
         signals.abort();
         if timeout(LAST_EVENTS, writer).await.is_err() {
@@ -144,7 +155,7 @@ fn init(cli: &Cli) -> anyhow::Result<()> {
     single_threaded()?.block_on(async {
         let shutdown = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(shutdown.clone())?);
-        let aws = Aws::new(Duration::from_secs(cli.http_timeout));
+        let aws = Aws::new(cli.http_timeout);
         let facts = shutdown
             .run_until_cancelled(insist_on_facts(&aws))
             .await

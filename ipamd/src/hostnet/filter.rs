@@ -47,11 +47,20 @@ pub(super) struct Table {
     pub(super) guests: Vec<Guests>,
 }
 
+/// Where connections that leave the VPC are marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Marking {
+    /// In nat PREROUTING, after kube-proxy's jump there.
+    Here,
+    /// In a table of nft ([`super::nft`]): kube-proxy's chain is nft's own, and may come after ours.
+    Nft,
+}
+
 /// What the tables of a node should hold.
-pub(super) fn wanted(node: &NodeNet) -> Result<Vec<Table>, HostError> {
+pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Vec<Table>, HostError> {
     let prefix = &node.veth_prefix;
     let restore = format!("-j CONNMARK --restore-mark --nfmask {MARK:#x} --ctmask {MARK:#x}");
-    let (snat, connmark, post, pre, mangle) = match &node.snat {
+    let (snat, mut connmark, post, mut pre, mangle) = match &node.snat {
         Snat::External => (vec![], vec![], vec![], vec![], vec![]),
         Snat::Here { exempt, .. } if exempt.is_empty() => return Err(HostError::NoExemptBlocks),
         Snat::Here {
@@ -108,6 +117,10 @@ pub(super) fn wanted(node: &NodeNet) -> Result<Vec<Table>, HostError> {
             )
         }
     };
+    if marking == Marking::Nft {
+        connmark.clear();
+        pre.clear();
+    }
     Ok(vec![
         Table {
             name: "nat",

@@ -1,4 +1,4 @@
-//! The iptables tools: which of them the node uses, and running them. The only file that starts processes.
+//! The iptables tools and `nft`: which of them the node uses, and running them. The only file that starts processes.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -138,10 +138,43 @@ async fn kubernetes_was_here(backend: Backend) -> Result<bool, HostError> {
     Ok(false)
 }
 
+/// The names of nft's IPv4 tables; none without the tool.
+pub(super) async fn nft_tables() -> Result<Vec<String>, HostError> {
+    if !in_path("nft") {
+        return Ok(Vec::new());
+    }
+    let listed = nft(&["list", "tables", "ip"], None).await?;
+    let names = listed.lines().filter_map(|l| l.strip_prefix("table ip "));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// A table's content, without counters.
+pub(super) async fn nft_list(table: &str) -> Result<String, HostError> {
+    nft(&["--stateless", "list", "table", "ip", table], None).await
+}
+
+/// Carries out a script, all of it or nothing.
+pub(super) async fn nft_apply(script: &str) -> Result<(), HostError> {
+    nft(&["--file", "-"], Some(script)).await.map(|_| ())
+}
+
+async fn nft(arguments: &[&str], input: Option<&str>) -> Result<String, HostError> {
+    let done = run("nft", arguments, input).await?;
+    if done.status == 0 {
+        Ok(done.out)
+    } else {
+        Err(done.error("nft", arguments))
+    }
+}
+
 fn exists(backend: Backend) -> bool {
+    in_path(backend.tool())
+}
+
+fn in_path(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .map(|directory: PathBuf| directory.join(backend.tool()))
+        .map(|directory: PathBuf| directory.join(tool))
         .any(|file| file.is_file())
 }
 

@@ -10,9 +10,11 @@ use selvage_nodenet::{Socket, TableId, link, rule};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use super::filter::{self, Table};
+use super::filter::{self, Marking, Table};
 use super::iptables::{self, Backend, Iptables};
-use super::{EniNet, Host, HostError, MARK, NodeNet, PodNet, Snat, eni, forward, pods, priority};
+use super::{
+    EniNet, Host, HostError, MARK, NodeNet, PodNet, Snat, eni, forward, nft, pods, priority,
+};
 
 /// The kernel, through netlink and the iptables tools.
 ///
@@ -26,6 +28,8 @@ pub struct Kernel {
 #[derive(Debug, Default)]
 struct Last {
     backend: Option<Backend>,
+    /// The nft script that was carried out, and what the table looked like then.
+    nft: Option<(String, String)>,
     sysctls_wrong: BTreeSet<String>,
 }
 
@@ -61,11 +65,24 @@ impl Host for Kernel {
                     snat: Snat::External,
                     ..node.clone()
                 };
-                changed.extend(ensure_tables(Iptables::new(old), &nothing, false).await?);
+                let tables = ensure_tables(Iptables::new(old), &nothing, Marking::Here, false);
+                changed.extend(tables.await?);
             }
             last.backend = Some(backend);
         }
-        changed.extend(ensure_tables(Iptables::new(backend), node, true).await?);
+        let there = iptables::nft_tables().await?;
+        let marking = nft::marking(&there);
+        // The new marks come before the old ones go: for a moment both are made, and they are the same.
+        if let Some(script) = nft::wanted(node, marking)? {
+            changed.extend(ensure_nft(&mut last.nft, script, &there).await?);
+        }
+        let tables = ensure_tables(Iptables::new(backend), node, marking, true);
+        changed.extend(tables.await?);
+        if nft::wanted(node, marking)?.is_none() && nft::is_there(&there) {
+            iptables::nft_apply(nft::REMOVE).await?;
+            last.nft = None;
+            changed.push("nft table removed".into());
+        }
         Ok(changed)
     }
 
@@ -161,9 +178,10 @@ fn wrong_sysctls(socket: &mut Socket, primary: Mac) -> Result<BTreeSet<String>, 
 async fn ensure_tables(
     iptables: Iptables,
     node: &NodeNet,
+    marking: Marking,
     with_forward: bool,
 ) -> Result<Vec<String>, HostError> {
-    let mut tables = filter::wanted(node)?;
+    let mut tables = filter::wanted(node, marking)?;
     let lines = iptables
         .list("filter", "FORWARD")
         .await?
@@ -189,6 +207,23 @@ async fn ensure_tables(
         }
     }
     Ok(changed)
+}
+
+/// Makes nft's table as wanted, if it is not what the same script left the last time.
+async fn ensure_nft(
+    last: &mut Option<(String, String)>,
+    script: String,
+    there: &[String],
+) -> Result<Option<String>, HostError> {
+    if let Some((done, left)) = last.as_ref().filter(|_| nft::is_there(there))
+        && *done == script
+        && *left == iptables::nft_list(nft::TABLE).await?
+    {
+        return Ok(None);
+    }
+    iptables::nft_apply(&script).await?;
+    *last = Some((script, iptables::nft_list(nft::TABLE).await?));
+    Ok(Some("nft table".into()))
 }
 
 type Listings = Vec<(String, Option<Vec<String>>)>;

@@ -2,7 +2,9 @@
 
 use selvage_ipamd::hostnet::{Host, Kernel, NodeNet, Snat};
 
-use crate::world::{INSIDE, NODE, OUTSIDE, build, ensure_all, node, pod, sh, talk};
+use crate::world::{
+    INSIDE, NODE, OUTSIDE, build, ensure_all, listen, node, pod, sh, talk, talk_by,
+};
 
 /// Packets that left the node by an interface and came from an address, since the counter was made.
 fn count_leaving(interface: &str, source: &str) {
@@ -155,4 +157,50 @@ async fn nobodys_denial_is_overridden_whether_it_was_there_before_us_or_came_aft
         kernel.ensure_node(&node()).await.unwrap(),
         Vec::<String>::new()
     );
+}
+
+/// Services as kube-proxy in nftables mode makes them: one in the VPC, one outside.
+const KUBE_PROXY: &str = "nft -f - <<'END'
+table ip kube-proxy {
+    chain nat-prerouting {
+        type nat hook prerouting priority dstnat;
+        ip daddr 10.96.0.10 udp dport 53 dnat to 10.40.16.9:5353
+        ip daddr 10.96.0.11 udp dport 53 dnat to 198.51.100.10:5353
+    }
+}
+END";
+
+#[tokio::test]
+async fn services_of_a_kube_proxy_in_nftables_mode_are_reached_by_the_right_interface() {
+    build();
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    // Ours are made later, and come first: the worse order.
+    sh(KUBE_PROXY);
+    ensure_all(&kernel, &pods).await;
+    count_leaving("ens6", "10.40.0.10");
+    let inside = listen("vpc", "10.40.16.9:5353");
+    let seen = talk_by("b", &inside, "10.96.0.10:53".parse().unwrap());
+    assert_eq!(seen, Some("10.40.0.10".parse().unwrap()), "in the VPC");
+    assert_eq!(counted(), 3, "by its own interface");
+    let outside = listen("vpc", "198.51.100.10:5353");
+    let seen = talk_by("b", &outside, "10.96.0.11:53".parse().unwrap());
+    assert_eq!(seen, Some(NODE.parse().unwrap()), "outside");
+    assert_eq!(counted(), 3, "by the primary interface");
+    let direct = talk("b", "vpc", OUTSIDE);
+    assert_eq!(direct, Some(NODE.parse().unwrap()), "without a Service");
+
+    assert_eq!(
+        kernel.ensure_node(&node()).await.unwrap(),
+        Vec::<String>::new()
+    );
+    sh("nft flush chain ip aws-cni nat-prerouting");
+    assert_eq!(kernel.ensure_node(&node()).await.unwrap(), ["nft table"]);
+    assert!(talk("b", "vpc", OUTSIDE).is_some(), "after a repair");
+
+    // Back to iptables mode: kube-proxy takes its table away.
+    sh("nft delete table ip kube-proxy");
+    kernel.ensure_node(&node()).await.unwrap();
+    assert!(!sh("nft list tables").contains("aws-cni"));
+    assert_eq!(talk("b", "vpc", OUTSIDE), Some(NODE.parse().unwrap()));
 }

@@ -124,22 +124,26 @@ pub async fn ensure_all(kernel: &Kernel, pods: &[PodNet]) {
     kernel.ensure_pods(pods).await.unwrap();
 }
 
-fn netns(name: &str) -> NetNs {
-    NetNs::open(Path::new(&format!("/run/netns/{name}"))).unwrap()
-}
-
 /// Several packets of one connection from a pod to `to`, each answered: the source that `to` saw, if all arrived.
 pub fn talk(from: &str, to_netns: &str, to: &str) -> Option<Ipv4Addr> {
+    let server = listen(to_netns, &format!("{to}:0"));
+    let address = server.local_addr().unwrap();
+    talk_by(from, &server, address)
+}
+
+pub fn listen(netns: &str, address: &str) -> UdpSocket {
+    let bind = || UdpSocket::bind(address).unwrap();
+    let inside = NetNs::open(Path::new(&format!("/run/netns/{netns}"))).unwrap();
+    inside.run(bind).unwrap()
+}
+
+/// The same, by an address that is translated to that of `server`.
+pub fn talk_by(from: &str, server: &UdpSocket, address: SocketAddr) -> Option<Ipv4Addr> {
     let patience = Some(Duration::from_secs(2));
-    let server = netns(to_netns)
-        .run(|| UdpSocket::bind(format!("{to}:0")).unwrap())
-        .unwrap();
-    let client = netns(from)
-        .run(|| UdpSocket::bind("0.0.0.0:0").unwrap())
-        .unwrap();
+    let client = listen(from, "0.0.0.0:0");
     server.set_read_timeout(patience).unwrap();
     client.set_read_timeout(patience).unwrap();
-    client.connect(server.local_addr().unwrap()).unwrap();
+    client.connect(address).unwrap();
     let mut seen = None;
     let mut buffer = [0; 16];
     for _ in 0..3 {

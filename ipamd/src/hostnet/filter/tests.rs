@@ -62,10 +62,10 @@ const NAT: [&str; 4] = [
 
 #[test]
 fn a_fresh_node_gets_chains_and_jumps_in_one_transaction() {
-    let tables = wanted(&node(
-        &["10.40.0.0/16", "172.16.0.0/12"],
-        &["172.16.0.0/12"],
-    ))
+    let tables = wanted(
+        &node(&["10.40.0.0/16", "172.16.0.0/12"], &["172.16.0.0/12"]),
+        Marking::Here,
+    )
     .unwrap();
     let there = There::from([
         ("POSTROUTING", lines(&["-P POSTROUTING ACCEPT"])),
@@ -97,12 +97,12 @@ fn a_fresh_node_gets_chains_and_jumps_in_one_transaction() {
 
 #[test]
 fn what_a_transaction_made_needs_no_other() {
-    let first = wanted(&node(&["10.40.0.0/16"], &[])).unwrap();
+    let first = wanted(&node(&["10.40.0.0/16"], &[]), Marking::Here).unwrap();
     let there = after(&text(&first[0], &There::new()).unwrap(), There::new(), &NAT);
     assert_eq!(text(&first[0], &there), None);
 
     // A new block: both chains are replaced, the jumps stay.
-    let second = wanted(&node(&["10.40.0.0/16", "10.41.0.0/16"], &[])).unwrap();
+    let second = wanted(&node(&["10.40.0.0/16", "10.41.0.0/16"], &[]), Marking::Here).unwrap();
     let change = text(&second[0], &there).unwrap();
     assert!(!change.contains("ROUTING"), "{change}");
     let there = after(&change, there, &NAT);
@@ -113,7 +113,7 @@ fn what_a_transaction_made_needs_no_other() {
         snat: Snat::External,
         ..node(&[], &[])
     };
-    let none = wanted(&external).unwrap();
+    let none = wanted(&external, Marking::Here).unwrap();
     let there = after(&text(&none[0], &there).unwrap(), there, &NAT);
     assert_eq!(text(&none[0], &there), None);
     assert!(
@@ -125,14 +125,14 @@ fn what_a_transaction_made_needs_no_other() {
 
 #[test]
 fn everything_is_written_without_a_destination() {
-    let tables = wanted(&node(&["0.0.0.0/0"], &[])).unwrap();
+    let tables = wanted(&node(&["0.0.0.0/0"], &[]), Marking::Here).unwrap();
     let rule = &tables[0].chains[0].rules[0];
     assert_eq!(rule, "-m comment --comment \"AWS SNAT CHAIN\" -j RETURN");
 }
 
 #[test]
 fn strangers_rules_are_neither_moved_nor_removed() {
-    let tables = wanted(&node(&["10.40.0.0/16"], &[])).unwrap();
+    let tables = wanted(&node(&["10.40.0.0/16"], &[]), Marking::Here).unwrap();
     let there = There::from([(
         "POSTROUTING",
         lines(&[
