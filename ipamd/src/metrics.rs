@@ -227,7 +227,11 @@ fn render_calls(counters: &Counters, text: &mut Text) {
             ("error", failed),
             ("status", code),
         ];
-        text.sample(&format!("{name}_sum"), &labels, took.as_secs_f64() * 1000.0);
+        text.sample(
+            &format!("{name}_sum"),
+            &labels,
+            format_args!("{:.3}", took.as_secs_f64() * 1000.0),
+        );
         text.sample(&format!("{name}_count"), &labels, *count);
     }
     let mut ec2_calls: BTreeMap<Operation, u64> = BTreeMap::new();

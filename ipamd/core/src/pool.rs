@@ -53,7 +53,7 @@ pub struct Settings {
 pub struct Stats {
     /// Interfaces that are attached and managed.
     pub enis: u32,
-    /// Addresses held, except those being given back.
+    /// Addresses held, except those being given back, alone or with their interface.
     pub total: u32,
     /// Addresses that pods have.
     pub assigned: u32,
@@ -173,6 +173,9 @@ impl Pool {
         };
         for eni in self.enis.values() {
             stats.enis += u32::from(eni.stage.place().is_some());
+            if !eni.stage.is_coming_or_ready() {
+                continue;
+            }
             stats.total += eni.total();
             stats.assigned += eni.assigned();
             stats.cooling += eni.cooling(now);

@@ -47,6 +47,11 @@ impl Retry {
         self.until = now + jitter.spread(doubled.min(LONGEST));
     }
 
+    /// Rests without a failure: what was begun needs a moment.
+    pub fn rest(&mut self, pause: Duration, now: Timestamp) {
+        self.until = self.until.max(now + pause);
+    }
+
     /// Notes a success.
     pub fn clear(&mut self) {
         *self = Self::default();
@@ -54,7 +59,7 @@ impl Retry {
 
     /// Whether it rests at `now`.
     pub fn pausing(&self, now: Timestamp) -> bool {
-        self.failures > 0 && now < self.until
+        now < self.until
     }
 
     /// What is left of the pause.

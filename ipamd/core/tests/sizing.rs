@@ -222,11 +222,21 @@ fn an_empty_interface_is_given_back_after_its_addresses_have_rested_and_no_soone
     node.wait(61);
     node.settle();
     assert_eq!(node.sizes().0, 2, "one at a time");
-    node.wait(29);
+    assert_eq!(
+        node.ec2.calls(Operation::DeleteEni),
+        0,
+        "it is being detached"
+    );
+    node.wait(2);
+    node.settle();
+    assert_eq!(node.ec2.enis().len(), 2);
+    node.wait(27);
     assert_eq!(node.tick(), []);
     node.wait(1);
     node.settle();
     assert_eq!(node.sizes(), (1, 3, 3), "the primary interface stays");
+    node.wait(2);
+    node.settle();
     assert_eq!(node.ec2.enis().len(), 1, "and nothing is left in EC2");
 }
 

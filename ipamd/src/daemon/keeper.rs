@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use selvage_ipamd_core::action::{Action, Outcome};
-use selvage_ipamd_core::cause::{Cause, why_empty};
+use selvage_ipamd_core::cause::why_empty;
 use selvage_ipamd_core::cloud::{
-    Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, Operation, SeenEni,
+    Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, SeenEni,
 };
 use selvage_ipamd_core::ids::{EniId, PodKey, PodName, Timestamp};
 use selvage_ipamd_core::limits::Limits;
 use selvage_ipamd_core::plan::{Targets, plan};
-use selvage_ipamd_core::pool::{Changes, Pool};
+use selvage_ipamd_core::pool::Pool;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,13 +22,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::journal::Journal;
-use super::request::{Grant, NodeFacts, Refusal, Reply, Request, Status};
-use super::{DRAIN, Ready, RunError, Shared, act, node_net};
+use super::request::{NodeFacts, Refusal, Reply, Request, Status};
+use super::{DRAIN, Ready, RunError, Shared, act};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::conflist::{self, InstallError};
 use crate::events::EventSink;
 use crate::hostnet::{EniNet, Host, HostError};
 use crate::metrics::Snapshot;
+
+mod leases;
+mod survey;
 
 /// How often pauses are looked at that no message ends.
 const TICK: Duration = Duration::from_secs(1);
@@ -159,7 +162,20 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             self.describe();
         }
         for action in plan(&self.pool, &self.targets, &self.limits, now) {
-            self.begin(action, now);
+            match &action {
+                // A look at the host that began before would make again what this takes away.
+                Action::TearDown { .. } if self.timers.refreshing > 0 => {}
+                Action::TearDown { .. }
+                | Action::Create(_)
+                | Action::Attach { .. }
+                | Action::Keep { .. }
+                | Action::SetUp { .. }
+                | Action::Describe { .. }
+                | Action::Assign { .. }
+                | Action::Unassign { .. }
+                | Action::Detach { .. }
+                | Action::Delete { .. } => self.begin(action, now),
+            }
         }
         self.serve_waiting(now);
         self.publish(now);
@@ -197,109 +213,6 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 let _ = reply.send(self.snapshot(now));
             }
         }
-    }
-
-    fn add(&mut self, key: PodKey, pod: PodName, reply: Reply, now: Timestamp) {
-        // Whoever came first is served first.
-        let overtaking = !self.waiting.is_empty() && self.pool.lease(&key).is_none();
-        let reply = match overtaking {
-            true => reply,
-            false => match self.assign(&key, &pod, reply, now) {
-                Ok(()) => return,
-                Err(reply) => reply,
-            },
-        };
-        let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
-        let patience = self.shared.config.add_wait;
-        let hopeful = cause.may_pass_in().is_some_and(|pause| pause < patience);
-        if hopeful && self.waiting.len() < WAITING {
-            debug!(%pod, %cause, "waits for an address");
-            self.waiting.push_back(Waiter {
-                key,
-                pod,
-                until: Instant::now() + patience,
-                reply,
-            });
-        } else {
-            self.refuse(&pod, reply, &cause);
-        }
-    }
-
-    /// Gives an address, or the reply back.
-    fn assign(
-        &mut self,
-        key: &PodKey,
-        pod: &PodName,
-        reply: Reply,
-        now: Timestamp,
-    ) -> Result<(), Reply> {
-        let Ok(assignment) = self.pool.assign(key, pod, now) else {
-            return Err(reply);
-        };
-        let address = assignment.lease.address;
-        if assignment.new {
-            info!(%pod, %address, device = ?assignment.lease.device_index, "leased");
-            self.journal.changed();
-        }
-        let cancel = assignment.new.then(|| key.clone());
-        let grant = Grant {
-            lease: assignment.lease,
-        };
-        self.journal.push(reply, grant, cancel, true);
-        Ok(())
-    }
-
-    fn refuse(&self, pod: &PodName, reply: Reply, cause: &Cause) {
-        warn!(%pod, %cause, "no address");
-        self.shared.metrics.count_no_address();
-        let refusal = Refusal::Empty {
-            cause: cause.to_string(),
-        };
-        // Whoever asked may have gone.
-        let _ = reply.send(Err(refusal));
-    }
-
-    /// In order of arrival; who has gone is forgotten, who has waited long enough is told why.
-    fn serve_waiting(&mut self, now: Timestamp) {
-        let clock = Instant::now();
-        for waiter in std::mem::take(&mut self.waiting) {
-            if waiter.reply.is_closed() {
-                continue;
-            }
-            let assigned = self.assign(&waiter.key, &waiter.pod, waiter.reply, now);
-            match assigned {
-                Ok(()) => {}
-                Err(reply) if waiter.until <= clock => {
-                    let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
-                    self.refuse(&waiter.pod, reply, &cause);
-                }
-                Err(reply) => self.waiting.push_back(Waiter { reply, ..waiter }),
-            }
-        }
-    }
-
-    fn del(&mut self, key: PodKey, reply: Reply, now: Timestamp) {
-        // A sandbox that gives up has stopped waiting.
-        self.waiting.retain(|waiter| waiter.key != key);
-        let released = self.pool.release(&key, now).or_else(|| {
-            let migrated = self.pool.find_migrated(&key.container_id)?;
-            self.pool.release(&migrated, now)
-        });
-        let Some(released) = released else {
-            // Whoever asked may have gone.
-            let _ = reply.send(Err(Refusal::UnknownPod));
-            return;
-        };
-        let lease = released.lease;
-        info!(pod = %lease.pod, address = %lease.address, "taken back");
-        if lease.device_index.is_none() {
-            // The plugin cannot know which table its rules name.
-            let (shared, address) = (self.shared.clone(), lease.address);
-            self.work
-                .spawn(async move { Done::Forgot(shared.host.forget_pod(address).await) });
-        }
-        self.journal.changed();
-        self.journal.push(reply, Grant { lease }, None, false);
     }
 
     fn take_in(&mut self, done: Done) {
@@ -343,6 +256,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
 
     fn take_outcome(&mut self, outcome: Outcome, now: Timestamp) {
         match outcome.failure() {
+            Some(words) if is_still_detaching(&outcome) => debug!(error = words, "pool"),
             Some(words) => {
                 warn!(error = words, "pool");
                 let (reason, action) = match outcome.cloud_error() {
@@ -421,144 +335,6 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             .spawn_blocking(move || Done::Installed(conflist::install(&shared.config)));
     }
 
-    /// What is due by time.
-    fn look_around(&mut self) {
-        let now = Instant::now();
-        if self.timers.survey <= now && !self.timers.surveying {
-            self.timers.surveying = true;
-            let shared = self.shared.clone();
-            self.work.spawn(async move {
-                let reply = shared.cloud.seen_enis();
-                Done::Seen(act::call(&shared, Operation::SeenEnis, reply).await)
-            });
-        }
-        if self.timers.refresh <= now && self.timers.refreshing == 0 {
-            self.timers.refresh = now + REFRESH;
-            self.timers.refreshing += 1;
-            let shared = self.shared.clone();
-            self.work.spawn(async move {
-                let reply = shared.cloud.vpc_cidrs();
-                Done::Blocks(act::call(&shared, Operation::VpcCidrs, reply).await)
-            });
-            self.refresh_host();
-            if *self.status.borrow() == Status::Ready {
-                self.install();
-            }
-        }
-    }
-
-    /// Makes again what somebody has removed: the node's part, and each serving interface's.
-    fn refresh_host(&mut self) {
-        let enis: Vec<EniNet> = self
-            .pool
-            .enis()
-            .filter(|eni| eni.stage().is_ready())
-            .filter_map(|eni| self.eni_net(eni.id()))
-            .collect();
-        let node = node_net(&self.shared.config, &self.instance, &self.vpc);
-        let shared = self.shared.clone();
-        self.timers.refreshing += 1;
-        self.work.spawn(async move {
-            let work = async {
-                let mut changed = shared.host.ensure_node(&node).await?;
-                for eni in &enis {
-                    match shared.host.ensure_eni(eni).await {
-                        Ok(more) => changed.extend(more),
-                        // Detached by somebody else; the next survey tells.
-                        Err(HostError::NoLink { mac }) => {
-                            warn!(%mac, "a serving interface has left the node");
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(changed)
-            };
-            Done::Host(work.await)
-        });
-    }
-
-    fn take_blocks(&mut self, blocks: Result<Vec<Ipv4Net>, CloudError>) {
-        self.timers.refreshing -= 1;
-        match blocks {
-            Ok(blocks) if blocks.is_empty() => warn!("the VPC has no blocks: the old ones stay"),
-            Ok(blocks) if blocks == self.vpc => {}
-            Ok(blocks) => {
-                info!(?blocks, "the VPC's blocks have changed");
-                self.vpc = blocks;
-                self.facts
-                    .send_replace(Some(NodeFacts::new(&self.instance, &self.vpc)));
-                self.refresh_host();
-            }
-            Err(error) => warn!(%error, "the VPC's blocks: the old ones stay"),
-        }
-    }
-
-    fn take_seen(&mut self, seen: Result<Vec<SeenEni>, CloudError>, now: Timestamp) {
-        self.shared.metrics.count_reconcile("metadata");
-        match seen {
-            Ok(seen) if !self.pool.differs(&seen, now) => self.survey_over(),
-            Ok(_) => self.describe(),
-            Err(error) => {
-                warn!(%error, "metadata is silent: asking EC2");
-                self.describe();
-            }
-        }
-    }
-
-    fn describe(&mut self) {
-        self.timers.surveying = true;
-        let shared = self.shared.clone();
-        self.work.spawn(async move {
-            let reply = shared.cloud.describe_enis();
-            Done::Described(act::call(&shared, Operation::DescribeEnis, reply).await)
-        });
-    }
-
-    fn survey_over(&mut self) {
-        self.timers.surveying = false;
-        self.timers.survey = Instant::now() + SURVEY;
-    }
-
-    fn take_described(&mut self, enis: Result<Vec<EniFacts>, CloudError>, now: Timestamp) {
-        self.survey_over();
-        self.shared.metrics.count_reconcile("ec2");
-        let enis = enis
-            .map_err(|e| (reason(&e), e.to_string()))
-            .and_then(|enis| {
-                super::with_primary(enis, &self.instance).map_err(|words| ("CloudAnswerBad", words))
-            });
-        match enis {
-            Ok(enis) => {
-                let changes = self.pool.reconcile(&enis, now);
-                self.tell(&changes);
-            }
-            Err((reason, words)) => {
-                warn!(error = words, "describe the interfaces");
-                self.trouble(reason, "ec2:DescribeNetworkInterfaces".into(), words);
-            }
-        }
-    }
-
-    fn tell(&mut self, changes: &Changes) {
-        if changes.is_empty() {
-            return;
-        }
-        warn!(?changes, "the cloud holds something else than we did");
-        if !changes.orphaned.is_empty() {
-            let pods: Vec<String> = changes
-                .orphaned
-                .iter()
-                .map(|lease| format!("{} ({})", lease.pod, lease.address))
-                .collect();
-            let words = format!(
-                "addresses of running pods have left this node: {}",
-                pods.join(", ")
-            );
-            self.trouble("AddressesLost", "Reconcile".into(), words);
-        }
-        self.journal.changed();
-    }
-
     fn snapshot(&self, now: Timestamp) -> Snapshot {
         let enis = self.targets.enis(&self.limits);
         Snapshot {
@@ -611,6 +387,23 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         self.work.shutdown().await;
         info!(clean, "ended");
         Ok(())
+    }
+}
+
+/// EC2 refuses to delete an interface that it is still detaching: not a trouble.
+fn is_still_detaching(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Deleted(_, Err(error)) => error.code.as_deref() == Some("InvalidParameterValue"),
+        Outcome::Deleted(_, Ok(()))
+        | Outcome::Created(..)
+        | Outcome::Attached(..)
+        | Outcome::Kept(..)
+        | Outcome::SetUp(..)
+        | Outcome::Described(..)
+        | Outcome::Assigned(..)
+        | Outcome::Unassigned(..)
+        | Outcome::TornDown(..)
+        | Outcome::Detached(..) => false,
     }
 }
 

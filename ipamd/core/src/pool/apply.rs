@@ -13,6 +13,8 @@ use crate::ids::{AttachmentId, ClientToken, EniId, SubnetId, Timestamp};
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// First pause of all calls after EC2 said that there are too many; doubles.
 const FIRST_THROTTLE: Duration = Duration::from_secs(2);
+/// An interface that is being detached cannot be deleted: EC2 takes some seconds.
+const DETACHING: Duration = Duration::from_secs(2);
 /// How long a subnet without addresses, or an instance without room for interfaces, is left alone.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(120);
 
@@ -113,6 +115,9 @@ impl Pool {
             Outcome::Detached(eni, Ok(())) => {
                 self.succeeded(&eni);
                 self.discard(&eni, now);
+                if let Some(eni) = self.enis.get_mut(&eni) {
+                    eni.retry.rest(DETACHING, now);
+                }
             }
             Outcome::Deleted(eni, Ok(())) => {
                 self.succeeded(&eni);
@@ -125,16 +130,7 @@ impl Pool {
                     self.discard(&eni, now);
                 }
             }
-            Outcome::Deleted(eni, Err(error)) => {
-                let missing = error.kind == CloudErrorKind::NotFound;
-                self.failed(&eni, &error, now);
-                if missing {
-                    self.drop_deleted(&eni, now);
-                } else if let Some(eni) = self.enis.get_mut(&eni) {
-                    // Usually still being detached. Deleting again is the look-up.
-                    eni.unsure = false;
-                }
-            }
+            Outcome::Deleted(eni, Err(error)) => self.not_deleted(&eni, &error, now),
             Outcome::Kept(eni, Err(error)) | Outcome::Described(eni, Err(error)) => {
                 self.failed(&eni, &error, now);
             }
@@ -322,6 +318,20 @@ impl Pool {
                     }
                 }
             }
+        }
+    }
+
+    /// Usually it is still being detached. No pod waits for this, and deleting again is the look-up.
+    fn not_deleted(&mut self, eni: &EniId, error: &CloudError, now: Timestamp) {
+        if error.kind == CloudErrorKind::NotFound {
+            self.drop_deleted(eni, now);
+            return;
+        }
+        if error.kind == CloudErrorKind::Throttled {
+            self.throttle.fail(FIRST_THROTTLE, &mut self.jitter, now);
+        }
+        if let Some(eni) = self.enis.get_mut(eni) {
+            eni.retry.fail(FIRST_PAUSE, &mut self.jitter, now);
         }
     }
 

@@ -1,0 +1,117 @@
+//! Requests of pods: an address now, after a wait, or the reason why not.
+
+use selvage_ipamd_core::cause::{Cause, why_empty};
+use selvage_ipamd_core::cloud::Cloud;
+use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Done, Keeper, WAITING, Waiter};
+use crate::daemon::request::{Grant, Refusal, Reply};
+use crate::events::EventSink;
+use crate::hostnet::Host;
+
+impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+    pub(super) fn add(&mut self, key: PodKey, pod: PodName, reply: Reply, now: Timestamp) {
+        // Whoever came first is served first.
+        let overtaking = !self.waiting.is_empty() && self.pool.lease(&key).is_none();
+        let reply = match overtaking {
+            true => reply,
+            false => match self.assign(&key, &pod, reply, now) {
+                Ok(()) => return,
+                Err(reply) => reply,
+            },
+        };
+        let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
+        let patience = self.shared.config.add_wait;
+        let hopeful = cause.may_pass_in().is_some_and(|pause| pause < patience);
+        if hopeful && self.waiting.len() < WAITING {
+            debug!(%pod, %cause, "waits for an address");
+            self.waiting.push_back(Waiter {
+                key,
+                pod,
+                until: Instant::now() + patience,
+                reply,
+            });
+        } else {
+            self.refuse(&pod, reply, &cause);
+        }
+    }
+
+    /// Gives an address, or the reply back.
+    fn assign(
+        &mut self,
+        key: &PodKey,
+        pod: &PodName,
+        reply: Reply,
+        now: Timestamp,
+    ) -> Result<(), Reply> {
+        let Ok(assignment) = self.pool.assign(key, pod, now) else {
+            return Err(reply);
+        };
+        let address = assignment.lease.address;
+        if assignment.new {
+            info!(%pod, %address, device = ?assignment.lease.device_index, "leased");
+            self.journal.changed();
+        }
+        let cancel = assignment.new.then(|| key.clone());
+        let grant = Grant {
+            lease: assignment.lease,
+        };
+        self.journal.push(reply, grant, cancel, true);
+        Ok(())
+    }
+
+    fn refuse(&self, pod: &PodName, reply: Reply, cause: &Cause) {
+        warn!(%pod, %cause, "no address");
+        self.shared.metrics.count_no_address();
+        let refusal = Refusal::Empty {
+            cause: cause.to_string(),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(Err(refusal));
+    }
+
+    /// In order of arrival; who has gone is forgotten, who has waited long enough is told why.
+    pub(super) fn serve_waiting(&mut self, now: Timestamp) {
+        let clock = Instant::now();
+        for waiter in std::mem::take(&mut self.waiting) {
+            if waiter.reply.is_closed() {
+                continue;
+            }
+            let assigned = self.assign(&waiter.key, &waiter.pod, waiter.reply, now);
+            match assigned {
+                Ok(()) => {}
+                Err(reply) if waiter.until <= clock => {
+                    let cause = why_empty(&self.pool, &self.targets, &self.limits, now);
+                    self.refuse(&waiter.pod, reply, &cause);
+                }
+                Err(reply) => self.waiting.push_back(Waiter { reply, ..waiter }),
+            }
+        }
+    }
+
+    pub(super) fn del(&mut self, key: PodKey, reply: Reply, now: Timestamp) {
+        // A sandbox that gives up has stopped waiting.
+        self.waiting.retain(|waiter| waiter.key != key);
+        let released = self.pool.release(&key, now).or_else(|| {
+            let migrated = self.pool.find_migrated(&key.container_id)?;
+            self.pool.release(&migrated, now)
+        });
+        let Some(released) = released else {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(Refusal::UnknownPod));
+            return;
+        };
+        let lease = released.lease;
+        info!(pod = %lease.pod, address = %lease.address, "taken back");
+        if lease.device_index.is_none() {
+            // The plugin cannot know which table its rules name.
+            let (shared, address) = (self.shared.clone(), lease.address);
+            self.work
+                .spawn(async move { Done::Forgot(shared.host.forget_pod(address).await) });
+        }
+        self.journal.changed();
+        self.journal.push(reply, Grant { lease }, None, false);
+    }
+}

@@ -1,0 +1,156 @@
+//! What is looked at by time: the cloud's view of our interfaces, the VPC's blocks, the host's network.
+
+use ipnet::Ipv4Net;
+use selvage_ipamd_core::cloud::{Cloud, CloudError, EniFacts, Operation, SeenEni};
+use selvage_ipamd_core::ids::Timestamp;
+use selvage_ipamd_core::pool::Changes;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Done, Keeper, REFRESH, SURVEY, reason};
+use crate::daemon::request::{NodeFacts, Status};
+use crate::daemon::{act, node_net, with_primary};
+use crate::events::EventSink;
+use crate::hostnet::{EniNet, Host, HostError};
+
+impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+    /// What is due by time.
+    pub(super) fn look_around(&mut self) {
+        let now = Instant::now();
+        if self.timers.survey <= now && !self.timers.surveying {
+            self.timers.surveying = true;
+            let shared = self.shared.clone();
+            self.work.spawn(async move {
+                let reply = shared.cloud.seen_enis();
+                Done::Seen(act::call(&shared, Operation::SeenEnis, reply).await)
+            });
+        }
+        if self.timers.refresh <= now && self.timers.refreshing == 0 {
+            self.timers.refresh = now + REFRESH;
+            self.timers.refreshing += 1;
+            let shared = self.shared.clone();
+            self.work.spawn(async move {
+                let reply = shared.cloud.vpc_cidrs();
+                Done::Blocks(act::call(&shared, Operation::VpcCidrs, reply).await)
+            });
+            self.refresh_host();
+            if *self.status.borrow() == Status::Ready {
+                self.install();
+            }
+        }
+    }
+
+    /// Makes again what somebody has removed: the node's part, and each serving interface's.
+    pub(super) fn refresh_host(&mut self) {
+        let enis: Vec<EniNet> = self
+            .pool
+            .enis()
+            .filter(|eni| eni.stage().is_ready())
+            .filter_map(|eni| self.eni_net(eni.id()))
+            .collect();
+        let node = node_net(&self.shared.config, &self.instance, &self.vpc);
+        let shared = self.shared.clone();
+        self.timers.refreshing += 1;
+        self.work.spawn(async move {
+            let work = async {
+                let mut changed = shared.host.ensure_node(&node).await?;
+                for eni in &enis {
+                    match shared.host.ensure_eni(eni).await {
+                        Ok(more) => changed.extend(more),
+                        // Detached by somebody else: the next survey tells, and counts it.
+                        Err(HostError::NoLink { mac }) => debug!(%mac, "link has gone"),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(changed)
+            };
+            Done::Host(work.await)
+        });
+    }
+
+    pub(super) fn take_blocks(&mut self, blocks: Result<Vec<Ipv4Net>, CloudError>) {
+        self.timers.refreshing -= 1;
+        match blocks {
+            Ok(blocks) if blocks.is_empty() => warn!("the VPC has no blocks: the old ones stay"),
+            Ok(blocks) if blocks == self.vpc => {}
+            Ok(blocks) => {
+                info!(?blocks, "the VPC's blocks have changed");
+                self.vpc = blocks;
+                self.facts
+                    .send_replace(Some(NodeFacts::new(&self.instance, &self.vpc)));
+                self.refresh_host();
+            }
+            Err(error) => warn!(%error, "the VPC's blocks: the old ones stay"),
+        }
+    }
+
+    pub(super) fn take_seen(&mut self, seen: Result<Vec<SeenEni>, CloudError>, now: Timestamp) {
+        self.shared.metrics.count_reconcile("metadata");
+        match seen {
+            Ok(seen) if !self.pool.differs(&seen, now) => self.survey_over(),
+            Ok(_) => self.describe(),
+            Err(error) => {
+                warn!(%error, "metadata is silent: asking EC2");
+                self.describe();
+            }
+        }
+    }
+
+    pub(super) fn describe(&mut self) {
+        self.timers.surveying = true;
+        let shared = self.shared.clone();
+        self.work.spawn(async move {
+            let reply = shared.cloud.describe_enis();
+            Done::Described(act::call(&shared, Operation::DescribeEnis, reply).await)
+        });
+    }
+
+    fn survey_over(&mut self) {
+        self.timers.surveying = false;
+        self.timers.survey = Instant::now() + SURVEY;
+    }
+
+    pub(super) fn take_described(
+        &mut self,
+        enis: Result<Vec<EniFacts>, CloudError>,
+        now: Timestamp,
+    ) {
+        self.survey_over();
+        self.shared.metrics.count_reconcile("ec2");
+        let enis = enis
+            .map_err(|e| (reason(&e), e.to_string()))
+            .and_then(|enis| {
+                with_primary(enis, &self.instance).map_err(|words| ("CloudAnswerBad", words))
+            });
+        match enis {
+            Ok(enis) => {
+                let changes = self.pool.reconcile(&enis, now);
+                self.tell(&changes);
+            }
+            Err((reason, words)) => {
+                warn!(error = words, "describe the interfaces");
+                self.trouble(reason, "ec2:DescribeNetworkInterfaces".into(), words);
+            }
+        }
+    }
+
+    fn tell(&mut self, changes: &Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        warn!(?changes, "the cloud holds something else than we did");
+        if !changes.orphaned.is_empty() {
+            let pods: Vec<String> = changes
+                .orphaned
+                .iter()
+                .map(|lease| format!("{} ({})", lease.pod, lease.address))
+                .collect();
+            let words = format!(
+                "addresses of running pods have left this node: {}",
+                pods.join(", ")
+            );
+            self.trouble("AddressesLost", "Reconcile".into(), words);
+        }
+        self.journal.changed();
+    }
+}
