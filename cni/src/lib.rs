@@ -75,6 +75,13 @@ pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
             error.to_string(),
         )),
     };
+    // What changes the node is worth a line; the kubelet's questions are not.
+    let level = match &outcome {
+        Ok(Request::Add(_) | Request::Del(_)) => Level::Info,
+        Ok(Request::Check(_) | Request::Gc | Request::Status | Request::Version(_)) | Err(_) => {
+            Level::Debug
+        }
+    };
     let outcome = outcome.and_then(|request| match request {
         Request::Add(add) => run_add(&add, &mut log).map(|result| result.to_json(parsed.version)),
         Request::Check(check) => run_check(&check).map(|()| String::new()),
@@ -87,7 +94,7 @@ pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
     let took = format!("{:?}", start.elapsed());
     match outcome {
         Ok(stdout) => {
-            log.line(Level::Debug, "done", &[("took", &took)]);
+            log.line(level, "done", &[("took", &took)]);
             Answer {
                 stdout,
                 success: true,
@@ -144,15 +151,9 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
             ));
         }
     }
-    log.line(
-        Level::Info,
-        "added",
-        &[
-            ("address", &lease.address),
-            ("table", &lease.table),
-            ("veth", &add.host_veth),
-        ],
-    );
+    log.with("address", lease.address);
+    log.with("table", lease.table);
+    log.with("veth", &add.host_veth);
     Ok(AddResult {
         host_veth: add.host_veth.clone(),
         if_name: sandbox.if_name.clone(),
@@ -176,10 +177,10 @@ fn run_del(del: &DelRequest, log: &mut Log) -> Result<(), CniError> {
     log.with("pod", format!("{}/{}", pod.namespace, pod.name));
     let leases = match Ipamd::default().release(sandbox, pod) {
         Ok(leases) => leases,
-        // Deleted before, or never added.
+        // Deleted before, or never added; or by a DEL that was killed between giving back and removing.
         Err(LeaseError::Unknown) => {
-            log.line(Level::Info, "nothing to delete", &[]);
-            return Ok(());
+            log.line(Level::Info, "no lease to give back", &[]);
+            return del_as_told(del, log);
         }
         Err(error) if error.is_absence() => {
             // A pod must be able to end without the daemon, which finds out at its next start.
@@ -201,7 +202,7 @@ fn run_del(del: &DelRequest, log: &mut Log) -> Result<(), CniError> {
     let mut host = Host::open().map_err(failed)?;
     teardown::unwire(host.socket(), &leases).map_err(failed)?;
     for lease in &leases {
-        log.line(Level::Info, "deleted", &[("address", &lease.address)]);
+        log.with("address", lease.address);
     }
     Ok(())
 }

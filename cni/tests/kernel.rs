@@ -468,6 +468,42 @@ fn without_the_daemon_a_del_goes_by_what_add_told() {
 }
 
 #[test]
+fn a_del_that_was_killed_after_giving_back_is_finished_by_the_next() {
+    let node = Node::new();
+    let ipamd = Ipamd::start(&[SECOND]);
+    let sandbox = node.sandbox("cni-1", "web-0");
+    let result = node.add(&sandbox).ok();
+    ipamd.state.lock().unwrap().leases.clear();
+    del(&node, &sandbox, None, true).ok();
+    assert_eq!(
+        rules().len(),
+        2,
+        "without a result there is nothing to go by"
+    );
+    del(&node, &sandbox, Some(&result), true).ok();
+    assert_eq!((rules().len(), routes().len()), (0, 0));
+}
+
+#[test]
+fn a_daemon_that_refuses_a_del_is_asked_again() {
+    let node = Node::new();
+    let ipamd = Ipamd::start(&[SECOND]);
+    let sandbox = node.sandbox("cni-1", "web-0");
+    let result = node.add(&sandbox).ok();
+    let refusal = tonic::Status::internal("the checkpoint cannot be written: disk full");
+    ipamd.state.lock().unwrap().refusal = Some(refusal);
+    let (code, _, details) = del(&node, &sandbox, Some(&result), true).error();
+    assert!(
+        code == 11 && details.contains("disk full"),
+        "{code} {details}"
+    );
+    assert_eq!(rules().len(), 2, "the lease is still held");
+    ipamd.state.lock().unwrap().refusal = None;
+    del(&node, &sandbox, Some(&result), true).ok();
+    assert_eq!(rules().len(), 0);
+}
+
+#[test]
 fn without_the_daemon_a_late_del_takes_nothing_from_a_newer_sandbox_of_the_pod() {
     let node = router();
     let ipamd = Ipamd::start(&[FIRST, FIRST, SECOND]);
@@ -535,7 +571,7 @@ fn check_names_whatever_is_not_as_add_made_it() {
     let check = || node.command("CHECK", &sandbox, &config);
     assert_eq!(check().ok(), "");
     let in_pod = ["-n", "cni-1"];
-    let breaks: [(&[&str], &[&str], &str); 7] = [
+    let breaks: [(&[&str], &[&str], &str); 8] = [
         (
             &[],
             &["rule", "delete", "to", SECOND.0, "priority", "512"],
@@ -550,6 +586,19 @@ fn check_names_whatever_is_not_as_add_made_it() {
             &[],
             &["route", "delete", SECOND.0],
             "the host has no route 10.40.1.8/32",
+        ),
+        (
+            &in_pod,
+            &[
+                "neighbour",
+                "replace",
+                "169.254.1.1",
+                "lladdr",
+                "02:00:00:00:00:99",
+                "dev",
+                "eth0",
+            ],
+            "no permanent neighbour 169.254.1.1",
         ),
         (
             &in_pod,

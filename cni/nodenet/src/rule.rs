@@ -12,6 +12,9 @@ use rustix::io::Errno;
 use crate::route::family_of;
 use crate::{Error, Request, Socket, TableId};
 
+/// More rules than this for one address are not leftovers but somebody's loop.
+const MOST_ALIKE: u32 = 1000;
+
 /// The address families of rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -174,14 +177,14 @@ pub fn remove_every(
     priority: u32,
     direction: Direction,
 ) -> Result<u32, Error> {
-    let mut removed = 0;
-    while socket
-        .run_one(remove_any_table(priority, direction))?
-        .changed
-    {
-        removed += 1;
+    // Bounded, since another process may be adding them as fast as we remove them.
+    for removed in 0..MOST_ALIKE {
+        let request = remove_any_table(priority, direction);
+        if !socket.run_one(request)?.changed {
+            return Ok(removed);
+        }
     }
-    Ok(removed)
+    Ok(MOST_ALIKE)
 }
 
 /// Which end of a packet a rule looks at.
