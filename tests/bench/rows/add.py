@@ -71,5 +71,6 @@ def _build() -> Path:
     environment = {**os.environ, "CARGO_TARGET_DIR": str(CACHE / "target")}
     lines = subprocess.run(["cargo", "bench", "--locked", "-p", "selvage-cni", "--bench", "add", "--no-run", "--message-format=json"],
                            cwd=CHECKOUT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    built = [one["executable"] for one in map(json.loads, lines) if one.get("reason") == "compiler-artifact" and one.get("executable")]
-    return Path(built[-1])
+    built = [one["executable"] for one in map(json.loads, lines)
+             if one.get("reason") == "compiler-artifact" and one["target"]["kind"] == ["bench"]]
+    return Path(built[0])

@@ -7,14 +7,13 @@ of the machine's own is touched. A restarted daemon finds what the one before it
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,10 +97,10 @@ class Pod:
     name: str
     inside: Namespace
     path: str  # of the namespace; good in any mount namespace
-    container: str = field(default="")
 
-    def __post_init__(self) -> None:
-        self.container = self.container or f"c-{self.name}"
+    @property
+    def container(self) -> str:
+        return f"container-{self.name}"
 
 
 class Node:
@@ -111,7 +110,7 @@ class Node:
         self.vpc, self.nodes, self.name = vpc, nodes, name
         self.binaries = binaries()
         self.folder = folder
-        for below in ("run/aws-node", "bin", "net.d", "netns"):
+        for below in ("run/aws-node", "bin", "net.d"):
             (folder / below).mkdir(parents=True, exist_ok=True)
         self.log = folder / "ipamd.log"
         self.checkpoint = folder / "run" / "aws-node" / "ipam.json"
@@ -120,7 +119,6 @@ class Node:
         self.instance: Instance = nodes.run(name, run.pop("instance_type", "t3.small"), **run)
         self.metadata = Metadata(nodes.inside(self.instance.netns))
         self.process: subprocess.Popen[bytes] | None = None
-        self._others: list[subprocess.Popen[bytes]] = []
         self._pods: list[int] = []  # open descriptors of namespaces
         self.environment = {
             "PATH": PATH,
@@ -281,12 +279,3 @@ class Node:
             text=True,
             timeout=COMMAND,
         )
-
-
-@contextlib.contextmanager
-def closing(node: Node) -> Iterator[Node]:
-    """The node, whose daemon ends with the block."""
-    try:
-        yield node
-    finally:
-        node.close()
