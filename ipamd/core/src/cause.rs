@@ -16,6 +16,8 @@ pub enum Cause {
     Refilling {
         /// What is being done.
         doing: String,
+        /// Why the last try brought nothing, in the cloud's words.
+        after: Option<String>,
     },
     /// Nothing can be added; some rest after their pods.
     Cooling {
@@ -81,7 +83,16 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |d: &Duration| d.as_millis().div_ceil(1000);
         match self {
-            Cause::Refilling { doing } => write!(f, "the pool is being refilled: {doing}"),
+            Cause::Refilling { doing, after: None } => {
+                write!(f, "the pool is being refilled: {doing}")
+            }
+            Cause::Refilling {
+                doing,
+                after: Some(words),
+            } => write!(
+                f,
+                "the pool is being refilled: {doing} (the last try: {words})"
+            ),
             Cause::Cooling {
                 addresses,
                 retry_in,
@@ -126,7 +137,10 @@ impl fmt::Display for Cause {
 /// Why [`Pool::assign`] found nothing.
 pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp) -> Cause {
     if let Some(doing) = under_way(pool, targets, limits, now) {
-        return Cause::Refilling { doing };
+        return Cause::Refilling {
+            doing,
+            after: pool.last_failure.clone(),
+        };
     }
     if pool.throttle.pausing(now) {
         return Cause::Throttled {

@@ -350,3 +350,22 @@ fn the_cause_of_an_empty_pool_is_the_one_that_holds() {
     assert!(matches!(cause, Cause::Refilling { .. }), "{cause:?}");
     assert_eq!(cause.may_pass_in(), Some(Duration::ZERO));
 }
+
+#[test]
+fn a_retry_that_is_under_way_does_not_hide_why_the_last_try_failed() {
+    let ec2 = Ec2::small();
+    ec2.fail_always(Operation::CreateEni, Fault::Refuse("Odd"));
+    let mut node = Node::new(ec2, Targets::default());
+    node.settle();
+    while node.add() {}
+    node.tick();
+    node.wait(60);
+    let cause = node.cause();
+    assert!(matches!(cause, Cause::Refilling { .. }), "{cause:?}");
+    assert!(
+        cause
+            .to_string()
+            .contains("(the last try: CreateNetworkInterface: Odd"),
+        "{cause}"
+    );
+}
