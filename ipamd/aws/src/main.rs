@@ -112,9 +112,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         http_timeout = ?cli.http_timeout,
         "starting"
     );
-    // Two threads on any machine: there is little to do, and each costs memory.
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread: an ADD goes from connection to pool and back without waking another. What blocks
+    // (netlink, the checkpoint's fsync) has threads of its own.
+    let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
