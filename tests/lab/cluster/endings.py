@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from .processes import Registry
 from . import cgroups, config, lock
 from .namespaces import NETNS
 
@@ -76,11 +77,12 @@ def refused(environment: dict[str, str]) -> list[str]:
     first = _start(environment)
     _, words = first.communicate(timeout=PATIENCE)
     found = [] if first.returncode == 0 else [f"the first start ended with {first.returncode}: {words[-500:]}"]
-    before = {process.pid for process in cgroups.daemons()}
+    # The daemons themselves: children that they start come and go.
+    before = {process.pid for process in Registry(config.STATE).all()}
     second = _start(environment)
     _, words = second.communicate(timeout=PATIENCE)
     if second.returncode != 2 or str(config.STATE) not in words:
         found.append(f"the second start ended with {second.returncode} and said: {words[-500:]}")
-    if not before or before - {process.pid for process in cgroups.daemons()}:
+    if not before or before - {process.pid for process in Registry(config.STATE).all()}:
         found.append("the refused start harmed the first lab")
     return found + _down(environment) + left_behind()
