@@ -10,7 +10,7 @@ use selvage_nodenet::{
 };
 
 use crate::lease::Lease;
-use crate::plan::{End, HostFacts, Step, Undo, VethRoute, plan_add};
+use crate::plan::{End, HostFacts, Step, Undo, VethRoute, plan_address, plan_veth};
 use crate::request::AddRequest;
 
 /// How long ADD waits for a veth to take packets.
@@ -86,7 +86,9 @@ impl Host {
         lease: &Lease,
     ) -> Result<Wired<'a>, WireError> {
         let facts = self.facts(&request.host_veth)?;
-        self.run(pod, &plan_add(request, lease, &facts))
+        let mut wired = self.prepare(pod, request, &facts)?;
+        wired.complete(lease)?;
+        Ok(wired)
     }
 
     /// What a plan needs to know of the host. *Cost*: one round trip.
@@ -96,6 +98,18 @@ impl Host {
             host_mac: Mac::random()?,
             pod_mac: Mac::random()?,
         })
+    }
+
+    /// The part of [`Host::wire`] that needs no address: the veth. [`Wired::complete`] is the rest.
+    ///
+    /// *Errors*: [`WireError`], with everything undone.
+    pub fn prepare<'a>(
+        &'a mut self,
+        pod: &'a mut PodSide,
+        request: &AddRequest,
+        facts: &HostFacts,
+    ) -> Result<Wired<'a>, WireError> {
+        self.run(pod, &plan_veth(request, facts))
     }
 
     /// Runs steps, in order; the first that fails ends it.
@@ -133,6 +147,13 @@ pub struct Wired<'a> {
 }
 
 impl Wired<'_> {
+    /// Gives a prepared veth its address, and the host the way to it.
+    ///
+    /// *Errors*: [`WireError`]; everything is undone when the guard is dropped.
+    pub fn complete(&mut self, lease: &Lease) -> Result<(), WireError> {
+        self.run(&plan_address(lease))
+    }
+
     /// Keeps what was done.
     pub fn commit(mut self) {
         self.undo.clear();

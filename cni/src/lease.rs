@@ -7,7 +7,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use selvage_ipamd_rpc::client::{ConnectError, Deadlines, connect, request};
+use selvage_ipamd_rpc::client::{
+    CallError, ConnectError, Deadlines, Transport, call_meanwhile, request,
+};
 use selvage_ipamd_rpc::health::HealthCheckRequest;
 use selvage_ipamd_rpc::health::health_check_response::ServingStatus;
 use selvage_ipamd_rpc::health::health_client::HealthClient;
@@ -19,7 +21,6 @@ use selvage_ipamd_rpc::{
     CLIENT_VERSION, REASON_POD_DELETED, REASON_SETUP_FAILED, SOCKET_PATH, UNKNOWN_POD,
 };
 use selvage_nodenet::TableId;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::request::{Pod, Sandbox};
@@ -132,11 +133,16 @@ impl Default for Ipamd {
 }
 
 impl Ipamd {
-    /// Leases an address to a pod's sandbox.
+    /// Leases an address to a pod's sandbox. `meanwhile` is done while ipamd works, if it can be asked at all.
     ///
     /// *Errors*: [`LeaseError::Refused`] with ipamd's own words if it has none. If the answer is one that we
     /// cannot use the sandbox may hold a lease: give it back.
-    pub fn lease(&self, sandbox: &Sandbox, pod: &Pod) -> Result<Lease, LeaseError> {
+    pub fn lease(
+        &self,
+        sandbox: &Sandbox,
+        pod: &Pod,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Lease, LeaseError> {
         let message = AddNetworkRequest {
             k8s_pod_name: pod.name.clone(),
             k8s_pod_namespace: pod.namespace.clone(),
@@ -148,11 +154,12 @@ impl Ipamd {
             client_version: CLIENT_VERSION.into(),
             requires_multi_nic_attachment: false,
         };
-        let reply = self.call(ADD, async |channel| {
-            CniBackendClient::new(channel)
+        let ask = async |ipamd| {
+            CniBackendClient::new(ipamd)
                 .add_network(request(message, ADD))
                 .await
-        })?;
+        };
+        let reply = self.call(ADD, ask, meanwhile)?;
         read(&reply)
     }
 
@@ -188,11 +195,12 @@ impl Ipamd {
             client_version: CLIENT_VERSION.into(),
             k8s_pod_uid: pod.uid.clone(),
         };
-        let reply = self.call(DEL, async |channel| {
-            CniBackendClient::new(channel)
+        let ask = async |ipamd| {
+            CniBackendClient::new(ipamd)
                 .del_network(request(message, DEL))
                 .await
-        })?;
+        };
+        let reply = self.call(DEL, ask, || ())?;
         if !reply.success {
             return Err(LeaseError::NoReason);
         }
@@ -202,11 +210,12 @@ impl Ipamd {
 
     /// Whether ipamd says that it can give addresses.
     pub fn health(&self) -> Result<(), LeaseError> {
-        let reply = self.call(STATUS, async |channel| {
-            HealthClient::new(channel)
+        let ask = async |ipamd| {
+            HealthClient::new(ipamd)
                 .check(request(HealthCheckRequest::default(), STATUS))
                 .await
-        })?;
+        };
+        let reply = self.call(STATUS, ask, || ())?;
         match reply.status() {
             ServingStatus::Serving => Ok(()),
             other @ (ServingStatus::Unknown
@@ -220,20 +229,20 @@ impl Ipamd {
     fn call<T>(
         &self,
         deadlines: Deadlines,
-        work: impl AsyncFnOnce(Channel) -> Result<tonic::Response<T>, Status>,
+        ask: impl AsyncFnOnce(Transport) -> Result<tonic::Response<T>, Status>,
+        meanwhile: impl FnOnce(),
     ) -> Result<T, LeaseError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .map_err(LeaseError::Runtime)?;
-        runtime.block_on(async {
-            let channel = connect(&self.socket, deadlines).await?;
-            match work(channel).await {
-                Ok(response) => Ok(response.into_inner()),
-                Err(status) => Err(refusal(status, deadlines)),
-            }
-        })
+        runtime
+            .block_on(call_meanwhile(&self.socket, deadlines, ask, meanwhile))
+            .map_err(|error| match error {
+                CallError::Connect(error) => LeaseError::Connect(error),
+                CallError::Status(status) => refusal(*status, deadlines),
+            })
     }
 }
 

@@ -7,10 +7,10 @@
 //!
 //! ```text
 //! environment + stdin -> request -> Request --> lease (ipamd) -> Lease
-//!                                      \            |
-//!                                       plan_add(Request, Lease, HostFacts) -> [Step]   pure
-//!                                                   |
-//!                                       apply: steps by netlink; undone unless committed
+//!                   |                                |
+//!              plan_veth -> [Step]             plan_address -> [Step]                     pure
+//!                   |                                |
+//!              apply: steps by netlink, the first while ipamd works; undone unless committed
 //!                                                   |
 //!                                       spec: result or error -> stdout
 //! ```
@@ -43,7 +43,7 @@ use std::time::Instant;
 
 use selvage_nodenet::{Error as NetError, NetNs};
 
-use crate::apply::{Host, PodSide};
+use crate::apply::{Host, PodSide, WireError};
 use crate::lease::{Ipamd, LeaseError};
 use crate::log::{Level, Log};
 use crate::request::{AddRequest, CheckRequest, DelRequest, Environment, Pod, Request, Sandbox};
@@ -120,10 +120,35 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
     // All that can fail without ipamd is tried before it is asked.
     let mut host = Host::open().map_err(|error| kernel_error("open the host's network", &error))?;
     let mut side = open_pod(&host, sandbox)?;
+    let not_wired = |with: &str, error: WireError| {
+        CniError::new(
+            Code::Io,
+            format!(
+                "attach {} to pod {}/{}{with}",
+                sandbox.if_name, pod.namespace, pod.name
+            ),
+            error.to_string(),
+        )
+    };
+    let facts = host
+        .facts(&add.host_veth)
+        .map_err(|error| not_wired("", error))?;
     let ipamd = Ipamd::default();
-    let lease = match ipamd.lease(sandbox, pod) {
+    // The veth is made while ipamd looks for an address. An older pod's link of that name is left alone
+    // until there is one.
+    let mut unprepared = Some((&mut host, &mut side));
+    let mut prepared = None;
+    let meanwhile = || {
+        if facts.stale_link.is_none() {
+            prepared = unprepared
+                .take()
+                .map(|(host, side)| host.prepare(side, add, &facts));
+        }
+    };
+    let lease = match ipamd.lease(sandbox, pod, meanwhile) {
         Ok(lease) => lease,
         Err(error) => {
+            drop(prepared);
             let code = if matches!(error, LeaseError::Unsupported(_)) {
                 give_back(&ipamd, sandbox, pod, log);
                 Code::UnsupportedField
@@ -137,18 +162,14 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
             ));
         }
     };
-    match host.wire(&mut side, add, &lease) {
+    let wired = prepared
+        .or_else(|| unprepared.map(|(host, side)| host.prepare(side, add, &facts)))
+        .expect("prepared meanwhile, or else now");
+    match wired.and_then(|mut wired| wired.complete(&lease).map(|()| wired)) {
         Ok(wired) => wired.commit(),
         Err(error) => {
             give_back(&ipamd, sandbox, pod, log);
-            return Err(CniError::new(
-                Code::Io,
-                format!(
-                    "attach {} to pod {}/{} with {}",
-                    sandbox.if_name, pod.namespace, pod.name, lease.address
-                ),
-                error.to_string(),
-            ));
+            return Err(not_wired(&format!(" with {}", lease.address), error));
         }
     }
     log.with("address", lease.address);

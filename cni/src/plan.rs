@@ -110,25 +110,46 @@ pub struct HostFacts {
     pub pod_mac: Mac,
 }
 
-/// The steps of ADD, in order. The host's end comes first: the pod's first packet finds everything in place.
-pub fn plan_add(request: &AddRequest, lease: &Lease, host: &HostFacts) -> Vec<Step> {
-    let address = Ipv4Net::from(lease.address);
+/// The steps of ADD that need no address, in order: the veth, up and with its routes in the pod. They can be
+/// done while ipamd is asked. A pod without an address sends nothing but IPv6's own greetings.
+pub fn plan_veth(request: &AddRequest, host: &HostFacts) -> Vec<Step> {
     let sysctl = |name, value| Step::SetSysctl(Key::ipv6_of_link(&request.host_veth, name), value);
-    let mut steps = Vec::with_capacity(16);
+    let pod_route = |destination, gateway| {
+        let route = VethRoute {
+            destination,
+            gateway,
+        };
+        Step::AddRoute(End::Pod, route)
+    };
+    let mut steps = Vec::with_capacity(10);
     steps.extend(host.stale_link.map(Step::RemoveLink));
-    steps.push(Step::CreateVeth(Veth {
-        name: request.sandbox.if_name.clone(),
-        mac: host.pod_mac,
-        peer_name: request.host_veth.clone(),
-        peer_mac: host.host_mac,
-        mtu: request.mtu,
-    }));
-    // A pod must not reconfigure the host by router advertisements.
-    steps.push(sysctl("accept_ra", "0"));
-    steps.push(sysctl("accept_redirects", "1"));
-    steps.push(sysctl("forwarding", "0"));
+    steps.extend([
+        Step::CreateVeth(Veth {
+            name: request.sandbox.if_name.clone(),
+            mac: host.pod_mac,
+            peer_name: request.host_veth.clone(),
+            peer_mac: host.host_mac,
+            mtu: request.mtu,
+        }),
+        // A pod must not reconfigure the host by router advertisements.
+        sysctl("accept_ra", "0"),
+        sysctl("accept_redirects", "1"),
+        sysctl("forwarding", "0"),
+        Step::SetUp(End::Host),
+        Step::SetUp(End::Pod),
+        pod_route(Ipv4Net::from(GATEWAY), None),
+        pod_route(Ipv4Net::default(), Some(GATEWAY)),
+        Step::SetNeighbour(GATEWAY, host.host_mac),
+    ]);
+    steps
+}
+
+/// The steps of ADD behind those of [`plan_veth`]. The host's come first: the pod's first packet finds
+/// everything in place.
+pub fn plan_address(lease: &Lease) -> Vec<Step> {
+    let address = Ipv4Net::from(lease.address);
+    let mut steps = Vec::with_capacity(6);
     steps.push(Step::RemoveRules(FROM_POD, Direction::From(address.into())));
-    steps.push(Step::SetUp(End::Host));
     steps.push(Step::AddRoute(
         End::Host,
         VethRoute {
@@ -137,23 +158,7 @@ pub fn plan_add(request: &AddRequest, lease: &Lease, host: &HostFacts) -> Vec<St
         },
     ));
     steps.extend(rules(lease).into_iter().map(Step::AddRule));
-    steps.push(Step::SetUp(End::Pod));
-    steps.push(Step::AddRoute(
-        End::Pod,
-        VethRoute {
-            destination: Ipv4Net::from(GATEWAY),
-            gateway: None,
-        },
-    ));
-    steps.push(Step::AddRoute(
-        End::Pod,
-        VethRoute {
-            destination: Ipv4Net::default(),
-            gateway: Some(GATEWAY),
-        },
-    ));
     steps.push(Step::AddAddress(address));
-    steps.push(Step::SetNeighbour(GATEWAY, host.host_mac));
     // The end that was set up first is the one that takes packets last.
     steps.push(Step::Await(End::Host));
     steps
@@ -201,7 +206,7 @@ mod tests {
     fn only_a_pod_on_a_secondary_interface_has_a_rule_for_what_it_sends() {
         for (table, rules) in [(254, 1), (3, 2)] {
             let lease = Lease::new(Ipv4Addr::new(10, 40, 1, 7), table, 0);
-            let steps = plan_add(&request(), &lease, &facts(None));
+            let steps = plan_address(&lease);
             let found = steps.iter().filter(|s| matches!(s, Step::AddRule(_)));
             assert_eq!(found.count(), rules, "table {table}");
         }
@@ -214,7 +219,8 @@ mod tests {
         ) {
             let lease = Lease::new(address.into(), table, 1);
             let stale = LinkIndex::new(u32::from(stale) * 9);
-            let steps = plan_add(&request(), &lease, &facts(stale));
+            let mut steps = plan_veth(&request(), &facts(stale));
+            steps.extend(plan_address(&lease));
             let create = steps.iter().position(|s| matches!(s, Step::CreateVeth(_))).unwrap();
             for (at, step) in steps.iter().enumerate() {
                 let on_host = matches!(step, Step::AddRoute(End::Host, _) | Step::AddRule(_));

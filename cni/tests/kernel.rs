@@ -15,7 +15,7 @@ use ipamd::Ipamd;
 use node::{Node, Sandbox, finish, run};
 use selvage_cni::apply::{Host, WireError};
 use selvage_cni::lease::Lease;
-use selvage_cni::plan::{Step, plan_add};
+use selvage_cni::plan::{HostFacts, Step, plan_address, plan_veth};
 use selvage_cni::request::{self, AddRequest};
 use selvage_nodenet::TableId;
 use selvage_nodenet::rule::{Family, Rule};
@@ -274,6 +274,12 @@ fn impossible() -> Step {
     Step::AddRule(rule)
 }
 
+fn whole_plan(add: &AddRequest, lease: &Lease, facts: &HostFacts) -> Vec<Step> {
+    let mut steps = plan_veth(add, facts);
+    steps.extend(plan_address(lease));
+    steps
+}
+
 #[test]
 fn an_add_that_fails_after_any_step_leaves_nothing() {
     let node = Node::new();
@@ -283,7 +289,7 @@ fn an_add_that_fails_after_any_step_leaves_nothing() {
     let mut host = Host::open().unwrap();
     let mut pod = host.enter(&sandbox.open()).unwrap().unwrap();
     let before = (node.state(), sandbox.state());
-    let whole = plan_add(&add, &lease, &host.facts(&add.host_veth).unwrap());
+    let whole = whole_plan(&add, &lease, &host.facts(&add.host_veth).unwrap());
     for steps in 0..=whole.len() {
         let mut steps = whole[..steps].to_vec();
         steps.push(impossible());
@@ -307,7 +313,7 @@ fn an_add_that_was_killed_after_any_step_does_not_stand_in_the_way_of_the_next()
         let sandbox = node.sandbox(&format!("cni-{count}"), "web-0");
         let add = add_request(&node, &sandbox);
         let facts = host.facts(&add.host_veth).unwrap();
-        let whole = plan_add(&add, &lease, &facts);
+        let whole = whole_plan(&add, &lease, &facts);
         let steps = &whole[..count.min(whole.len())];
         let mut pod = host.enter(&killed.open()).unwrap().unwrap();
         host.run(&mut pod, steps).unwrap().commit();

@@ -130,6 +130,19 @@ impl Checkpoint {
     }
 }
 
+/// Whether a file at `path` is kept in memory (tmpfs, ramfs), as in `/run`: writing it waits for nothing.
+/// What cannot be looked at counts as a disk.
+#[must_use]
+pub fn is_in_memory(path: &Path) -> bool {
+    /// `include/uapi/linux/magic.h`.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const RAMFS_MAGIC: u64 = 0x8584_58f6;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    rustix::fs::statfs(directory).is_ok_and(|fs| {
+        u64::try_from(fs.f_type).is_ok_and(|kind| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind))
+    })
+}
+
 fn parse(text: &[u8], path: &Path) -> Result<Checkpoint, CheckpointError> {
     let corrupt = |why: String| CheckpointError::Corrupt {
         path: path.to_owned(),

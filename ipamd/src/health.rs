@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use selvage_ipamd_rpc::client::{ConnectError, Deadlines, connect, request};
+use selvage_ipamd_rpc::client::{CallError, Deadlines, call, request};
 use selvage_ipamd_rpc::health::HealthCheckRequest;
 use selvage_ipamd_rpc::health::health_check_response::ServingStatus;
 use selvage_ipamd_rpc::health::health_client::HealthClient;
@@ -18,12 +18,9 @@ const DEADLINES: Deadlines = Deadlines {
 /// The daemon is not well.
 #[derive(Debug, Error)]
 pub enum Unhealthy {
-    /// Nobody listens.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// It did not answer.
+    /// Nobody listens, or there is no answer.
     #[error("ipamd does not answer: {0}")]
-    NoAnswer(#[from] Box<tonic::Status>),
+    NoAnswer(#[from] CallError),
     /// It answers, but cannot give addresses.
     #[error("ipamd runs and cannot give addresses (its log and the node's events say why)")]
     NotServing,
@@ -34,15 +31,13 @@ pub enum Unhealthy {
 /// # Errors
 /// When it is not well.
 pub async fn health(socket: &Path, live: bool) -> Result<(), Unhealthy> {
-    let channel = connect(socket, DEADLINES).await?;
-    let message = HealthCheckRequest {
-        service: String::new(),
-    };
-    let reply = HealthClient::new(channel)
-        .check(request(message, DEADLINES))
-        .await
-        .map_err(Box::new)?;
-    match reply.into_inner().status() {
+    let reply = call(socket, DEADLINES, async |ipamd| {
+        HealthClient::new(ipamd)
+            .check(request(HealthCheckRequest::default(), DEADLINES))
+            .await
+    })
+    .await?;
+    match reply.status() {
         ServingStatus::Serving => Ok(()),
         ServingStatus::NotServing | ServingStatus::Unknown | ServingStatus::ServiceUnknown => {
             if live {

@@ -17,6 +17,8 @@ fn generated_code_is_what_the_proto_files_say() {
     tonic_prost_build::configure()
         .out_dir(out.path())
         .emit_rerun_if_changed(false)
+        // No connect() over tonic's own channel: `client::call` is how ipamd is reached.
+        .build_transport(false)
         .client_mod_attribute(".", "#[cfg(feature = \"client\")]")
         .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
         .compile_protos(&protos, &[root.join("proto")])

@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use super::journal::Journal;
 use super::request::{NodeFacts, Refusal, Reply, Request, Status};
 use super::{DRAIN, Ready, RunError, Shared, act};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::conflist::{self, InstallError};
 use crate::events::EventSink;
 use crate::hostnet::{EniNet, Host, HostError};
@@ -83,6 +83,8 @@ pub(super) struct Keeper<C, H, E> {
     work: JoinSet<Done>,
     waiting: VecDeque<Waiter>,
     journal: Journal,
+    /// Where the checkpoint is, a write waits for no disk.
+    in_memory: bool,
     timers: Timers,
 }
 
@@ -99,6 +101,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         // What was restored may differ from what is on disk.
         let mut journal = Journal::default();
         journal.changed();
+        let in_memory = checkpoint::is_in_memory(&shared.config.checkpoint);
         Self {
             shared,
             instance: ready.instance,
@@ -111,6 +114,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             work: JoinSet::new(),
             waiting: VecDeque::new(),
             journal,
+            in_memory,
             timers: Timers {
                 survey: now + SURVEY,
                 surveying: false,
@@ -135,7 +139,13 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             let patience = self.waiting.iter().map(|w| w.until).min();
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                Some(request) = inbox.recv() => self.answer(request),
+                Some(request) = inbox.recv() => {
+                    self.answer(request);
+                    // Those that came with it share its write.
+                    while let Ok(request) = inbox.try_recv() {
+                        self.answer(request);
+                    }
+                }
                 Some(done) = self.work.join_next() => {
                     let done = done.map_err(|e| RunError::Task(e.to_string()))?;
                     self.take_in(done);
@@ -300,8 +310,14 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         let now = self.now();
         let checkpoint = Checkpoint::of(self.pool.leases(), self.pool.cooling(now));
         let path = self.shared.config.checkpoint.clone();
-        self.work
-            .spawn_blocking(move || Done::Written(version, checkpoint.write(&path)));
+        if self.in_memory {
+            // Cheaper than waking a thread, and ADD waits for it.
+            let result = checkpoint.write(&path);
+            self.take_written(version, result);
+        } else {
+            self.work
+                .spawn_blocking(move || Done::Written(version, checkpoint.write(&path)));
+        }
     }
 
     fn publish(&mut self, now: Timestamp) {

@@ -163,22 +163,23 @@ async fn an_interface_that_someone_attaches_serves_pods_without_a_restart() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_that_cannot_be_written_down_is_not_given_away() {
-    let node = Node::new(Ec2::with_limits(1, 3));
-    let daemon = node.start_ready().await;
-    let before = daemon.add_ok("before").await;
-    // In the way of the temporary file.
-    let blocked = node.path("run/ipam.json.tmp");
-    fs::create_dir(&blocked).unwrap();
-    let error = daemon.add("web").await.unwrap_err();
-    assert!(error.message().contains("ipam.json"), "{error}");
-    // Taking back needs no disk.
-    assert_eq!(daemon.del_ok("before").await, before);
-    fs::remove_dir(&blocked).unwrap();
-    // There are two addresses: one rests, and the other must not be lost, nor rest.
-    daemon.add_ok("other").await;
-    let on_disk = fs::read_to_string(node.path("run/ipam.json")).unwrap();
-    assert!(on_disk.contains("sandbox-other"), "{on_disk}");
-    assert!(!on_disk.contains("sandbox-before"), "{on_disk}");
-    assert!(!on_disk.contains("sandbox-web"), "{on_disk}");
-    daemon.stop().await;
+    for node in Node::on_disk_and_in_memory(|| Ec2::with_limits(1, 3)) {
+        let daemon = node.start_ready().await;
+        let before = daemon.add_ok("before").await;
+        // In the way of the temporary file.
+        let blocked = node.path("run/ipam.json.tmp");
+        fs::create_dir(&blocked).unwrap();
+        let error = daemon.add("web").await.unwrap_err();
+        assert!(error.message().contains("ipam.json"), "{error}");
+        // Taking back needs no disk.
+        assert_eq!(daemon.del_ok("before").await, before);
+        fs::remove_dir(&blocked).unwrap();
+        // There are two addresses: one rests, and the other must not be lost, nor rest.
+        daemon.add_ok("other").await;
+        let on_disk = fs::read_to_string(node.path("run/ipam.json")).unwrap();
+        assert!(on_disk.contains("sandbox-other"), "{on_disk}");
+        assert!(!on_disk.contains("sandbox-before"), "{on_disk}");
+        assert!(!on_disk.contains("sandbox-web"), "{on_disk}");
+        daemon.stop().await;
+    }
 }

@@ -132,26 +132,27 @@ async fn an_add_waits_for_a_pool_that_is_being_refilled() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_keep_their_addresses_when_the_daemon_is_killed_and_comes_back() {
-    let node = Node::new(Ec2::small());
-    let daemon = node.start_ready().await;
-    let mut before = Vec::new();
-    for pod in ["a", "b", "c", "d"] {
-        before.push(daemon.add_ok(pod).await);
-        node.make_veth(pod);
-    }
-    daemon.kill().await;
+    for node in Node::on_disk_and_in_memory(Ec2::small) {
+        let daemon = node.start_ready().await;
+        let mut before = Vec::new();
+        for pod in ["a", "b", "c", "d"] {
+            before.push(daemon.add_ok(pod).await);
+            node.make_veth(pod);
+        }
+        daemon.kill().await;
 
-    let daemon = node.start().await;
-    for (pod, address) in ["a", "b", "c", "d"].iter().zip(&before) {
-        assert_eq!(daemon.add_ok(pod).await, *address, "{pod}");
+        let daemon = node.start().await;
+        for (pod, address) in ["a", "b", "c", "d"].iter().zip(&before) {
+            assert_eq!(daemon.add_ok(pod).await, *address, "{pod}");
+        }
+        assert!(!before.contains(&daemon.add_ok("e").await));
+        let taken_over = node.book.0.lock().unwrap().pods.len();
+        assert_eq!(taken_over, 4, "routes and rules made again");
+        for (pod, address) in ["a", "b", "c", "d"].iter().zip(&before) {
+            assert_eq!(daemon.del_ok(pod).await, *address, "{pod}");
+        }
+        daemon.stop().await;
     }
-    assert!(!before.contains(&daemon.add_ok("e").await));
-    let taken_over = node.book.0.lock().unwrap().pods.len();
-    assert_eq!(taken_over, 4, "routes and rules made again");
-    for (pod, address) in ["a", "b", "c", "d"].iter().zip(&before) {
-        assert_eq!(daemon.del_ok(pod).await, *address, "{pod}");
-    }
-    daemon.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use selvage_ipamd::checkpoint::is_in_memory;
 use selvage_ipamd::config::{Args, Config};
 use selvage_ipamd::events::EventSink;
 use selvage_ipamd::hostnet::{EniNet, Host, HostError, NodeNet, PodNet, veth_suffix};
 use selvage_ipamd::{RunError, run};
 use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_core::ids::PodName;
-use selvage_ipamd_rpc::client::{Deadlines, connect};
+use selvage_ipamd_rpc::client::{CallError, Deadlines, call, request};
 use selvage_ipamd_rpc::ipam::cni_backend_client::CniBackendClient;
 use selvage_ipamd_rpc::ipam::{
     AddNetworkReply, AddNetworkRequest, DelNetworkReply, DelNetworkRequest,
@@ -21,7 +22,7 @@ use selvage_ipamd_rpc::ipam::{
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::Status;
 
 const DEADLINES: Deadlines = Deadlines {
     connect: Duration::from_secs(5),
@@ -95,12 +96,58 @@ pub struct Node {
 pub struct Daemon {
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), RunError>>,
-    pub client: CniBackendClient<Channel>,
+    pub client: Client,
+}
+
+/// Asks as the plugin does.
+#[derive(Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub async fn add_network(&self, message: AddNetworkRequest) -> Result<AddNetworkReply, Status> {
+        let ask = async |ipamd| {
+            CniBackendClient::new(ipamd)
+                .add_network(request(message, DEADLINES))
+                .await
+        };
+        call(&self.socket, DEADLINES, ask).await.map_err(said)
+    }
+
+    pub async fn del_network(&self, message: DelNetworkRequest) -> Result<DelNetworkReply, Status> {
+        let ask = async |ipamd| {
+            CniBackendClient::new(ipamd)
+                .del_network(request(message, DEADLINES))
+                .await
+        };
+        call(&self.socket, DEADLINES, ask).await.map_err(said)
+    }
+}
+
+fn said(error: CallError) -> Status {
+    match error {
+        CallError::Status(status) => *status,
+        CallError::Connect(error) => panic!("{error}"),
+    }
 }
 
 impl Node {
     pub fn new(ec2: Ec2) -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::in_folder(ec2, tempfile::tempdir().unwrap())
+    }
+
+    /// One whose folder is on a disk and one whose folder is in memory, as `/run` is on a node.
+    pub fn on_disk_and_in_memory(ec2: impl Fn() -> Ec2) -> [Self; 2] {
+        // Made by the test runner for this test alone.
+        let memory = tempfile::tempdir_in("/run").unwrap();
+        assert!(is_in_memory(&memory.path().join("ipam.json")));
+        let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        assert!(!is_in_memory(&disk.path().join("ipam.json")));
+        [Self::in_folder(ec2(), disk), Self::in_folder(ec2(), memory)]
+    }
+
+    fn in_folder(ec2: Ec2, root: TempDir) -> Self {
         for directory in ["bin", "net.d"] {
             fs::create_dir(root.path().join(directory)).unwrap();
         }
@@ -150,18 +197,15 @@ impl Node {
         let task = self.run(shutdown.clone());
         let socket = self.path("run/ipamd.sock");
         let mut tries = 0;
-        let channel = loop {
-            match connect(&socket, DEADLINES).await {
-                Ok(channel) => break channel,
-                Err(error) => assert!(tries < 100, "{error}"),
-            }
+        while let Err(error) = tokio::net::UnixStream::connect(&socket).await {
+            assert!(tries < 100, "{error}");
             tries += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
-        };
+        }
         Daemon {
             shutdown,
             task,
-            client: CniBackendClient::new(channel),
+            client: Client { socket },
         }
     }
 
@@ -192,7 +236,7 @@ impl Node {
 }
 
 impl Daemon {
-    pub async fn add(&self, pod: &str) -> Result<AddNetworkReply, tonic::Status> {
+    pub async fn add(&self, pod: &str) -> Result<AddNetworkReply, Status> {
         let request = AddNetworkRequest {
             k8s_pod_namespace: "default".into(),
             k8s_pod_name: pod.into(),
@@ -201,8 +245,7 @@ impl Daemon {
             container_id: format!("sandbox-{pod}"),
             ..AddNetworkRequest::default()
         };
-        let reply = self.client.clone().add_network(request).await;
-        reply.map(tonic::Response::into_inner)
+        self.client.add_network(request).await
     }
 
     pub async fn add_ok(&self, pod: &str) -> Ipv4Addr {
@@ -211,7 +254,7 @@ impl Daemon {
         reply.ip_allocation_metadata[0].ipv4_addr.parse().unwrap()
     }
 
-    pub async fn del(&self, pod: &str) -> Result<DelNetworkReply, tonic::Status> {
+    pub async fn del(&self, pod: &str) -> Result<DelNetworkReply, Status> {
         let request = DelNetworkRequest {
             k8s_pod_namespace: "default".into(),
             k8s_pod_name: pod.into(),
@@ -221,8 +264,7 @@ impl Daemon {
             reason: "PodDeleted".into(),
             ..DelNetworkRequest::default()
         };
-        let reply = self.client.clone().del_network(request).await;
-        reply.map(tonic::Response::into_inner)
+        self.client.del_network(request).await
     }
 
     pub async fn del_ok(&self, pod: &str) -> Ipv4Addr {
@@ -233,7 +275,6 @@ impl Daemon {
 
     /// As a SIGTERM ends it.
     pub async fn stop(self) {
-        drop(self.client);
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
     }

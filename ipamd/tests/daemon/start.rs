@@ -133,7 +133,7 @@ async fn who_waits_when_the_daemon_ends_is_told_so() {
             container_id: "two".into(),
             ..Default::default()
         };
-        client.clone().add_network(request).await
+        client.add_network(request).await
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     daemon.stop().await;
@@ -143,7 +143,7 @@ async fn who_waits_when_the_daemon_ends_is_told_so() {
 
 #[tokio::test(start_paused = true)]
 async fn awss_policy_agent_is_told_mode_and_node() {
-    use selvage_ipamd_rpc::client::{Deadlines, connect};
+    use selvage_ipamd_rpc::client::{Deadlines, call, request};
     use selvage_ipamd_rpc::ipam::config_server_backend_client::ConfigServerBackendClient;
     let mut node = Node::new(Ec2::small());
     node.args.network_policy_enforcing_mode = Some("standard".into());
@@ -152,14 +152,13 @@ async fn awss_policy_agent_is_told_mode_and_node() {
         connect: Duration::from_secs(1),
         reply: Duration::from_secs(1),
     };
-    let channel = connect(&node.path("run/ipamd.sock"), deadlines)
-        .await
-        .unwrap();
-    let reply = ConfigServerBackendClient::new(channel)
-        .get_network_policy_configs(())
-        .await
-        .unwrap()
-        .into_inner();
+    let reply = call(&node.path("run/ipamd.sock"), deadlines, async |ipamd| {
+        ConfigServerBackendClient::new(ipamd)
+            .get_network_policy_configs(request((), deadlines))
+            .await
+    })
+    .await
+    .unwrap();
     assert_eq!(reply.network_policy_mode, "standard");
     assert_eq!(reply.node_ipv4, "10.40.0.4");
     assert_eq!(reply.instance_id, "i-0fake");

@@ -7,9 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from .processes import Registry
 from . import cgroups, config, lock
 from .namespaces import NETNS
+from .processes import Registry
 
 LAB = config.CHECKOUT / "tests" / "lab" / "lab"
 # The quickest lab there is.

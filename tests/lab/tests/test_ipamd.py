@@ -54,11 +54,12 @@ def added(node: Node, pod: Pod) -> str:
 
 
 def refused_words(node: Node, pod: Pod) -> str | None:
-    """Why a pod gets no address; None where EC2 is being asked at this very moment."""
+    """Why a pod gets no address; None where EC2 is being asked for the first time at this very moment."""
     answer = node.add(pod)
     assert answer.status != 0
     assert answer.body["code"] == 11
-    return None if "is being created" in answer.words else answer.words
+    first_try = "being refilled" in answer.words and "the last try" not in answer.words
+    return None if first_try else answer.words
 
 
 def enis(sdk: Any, node: Node) -> list[dict[str, Any]]:

@@ -173,17 +173,6 @@ pub mod cni_backend_client {
     pub struct CniBackendClient<T> {
         inner: tonic::client::Grpc<T>,
     }
-    impl CniBackendClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
-    }
     impl<T> CniBackendClient<T>
     where
         T: tonic::client::GrpcService<tonic::body::Body>,
@@ -547,17 +536,6 @@ pub mod config_server_backend_client {
     #[derive(Debug, Clone)]
     pub struct ConfigServerBackendClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl ConfigServerBackendClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> ConfigServerBackendClient<T>
     where
