@@ -96,7 +96,7 @@ pub struct Args {
         env = "FAMILIES",
         value_enum,
         value_delimiter = ',',
-        default_value = "ipv4"
+        default_value = "ipv4,ipv6"
     )]
     pub families: Vec<FamilyChoice>,
     /// Drop packets from a pod's interface whose source does not route back to it
@@ -107,6 +107,15 @@ pub struct Args {
         action = clap::ArgAction::Set
     )]
     pub source_check: bool,
+    /// Drop packets from and to pods that conntrack can make nothing of, before policy is asked;
+    /// false where routes are asymmetric
+    #[arg(
+        long,
+        env = "DROP_INVALID",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub drop_invalid: bool,
     /// Least time between two writes of chains, in milliseconds, 0 to 10000: a first change goes
     /// in at once, a burst shares the next write
     #[arg(long, env = "APPLY_GAP_MS", default_value_t = 50)]
@@ -141,6 +150,8 @@ pub struct Config {
     pub families: BTreeSet<Family>,
     /// Whether a pod's source address is checked.
     pub source_check: bool,
+    /// Whether packets that conntrack can make nothing of are dropped.
+    pub drop_invalid: bool,
     /// Least time between two writes of chains.
     pub apply_gap: Duration,
     /// Time between two looks at the whole of what the kernel holds.
@@ -246,6 +257,7 @@ impl Args {
             backend: self.backend,
             families: families.collect(),
             source_check: self.source_check,
+            drop_invalid: self.drop_invalid,
             apply_gap: Duration::from_millis(self.apply_gap_ms),
             resync: Duration::from_secs(self.resync_seconds),
             metrics_address,
@@ -293,8 +305,8 @@ mod tests {
         assert_eq!(config.node, "node-1");
         assert_eq!(config.interface_prefix, VethPrefix::default());
         assert_eq!(config.backend, BackendChoice::Auto);
-        assert_eq!(config.families, BTreeSet::from([Family::V4]));
-        assert!(config.source_check);
+        assert_eq!(config.families, BTreeSet::from([Family::V4, Family::V6]));
+        assert!(config.source_check && config.drop_invalid);
         assert_eq!(config.apply_gap, Duration::from_millis(50));
         assert_eq!(
             config.metrics_address,
@@ -336,8 +348,9 @@ mod tests {
 
     #[test]
     fn families_can_be_named_together_and_not_be_none() {
-        let config = config(&["--families", "ipv6,ipv4,ipv6"]).unwrap();
-        assert_eq!(config.families, BTreeSet::from([Family::V4, Family::V6]));
+        let families = |typed| config(&["--families", typed]).unwrap().families;
+        assert_eq!(families("ipv6,ipv4,ipv6"), [Family::V4, Family::V6].into());
+        assert_eq!(families("ipv6"), [Family::V6].into());
         assert!(
             Cli::try_parse_from(["selvage-policy", "--node-name", "n", "--families", ""]).is_err()
         );

@@ -92,6 +92,7 @@ pub async fn run<S: Source>(
             prefix: config.interface_prefix.clone(),
             families: config.families.clone(),
             source_check: config.source_check,
+            drop_invalid: config.drop_invalid,
         }),
         notices,
         status,

@@ -1,6 +1,7 @@
 //! The enforcement daemon: watches the Kubernetes API, programs iptables and ipset.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use selvage_policy::dataplane::Node;
 use selvage_policy::direct::{self, Direct};
 use selvage_policy::metrics::Metrics;
 use selvage_policy::{daemon, health};
+use selvage_policy_core::ruleset::Family;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -125,7 +127,11 @@ fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
 }
 
 fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.into_config()?;
+    let mut config = args.into_config()?;
+    // Started with `ipv6.disable=1`, a kernel passes no packet of it that could be judged.
+    if !Path::new("/proc/net/if_inet6").exists() && config.families.remove(&Family::V6) {
+        info!("the kernel has no IPv6: nothing to enforce in it");
+    }
     info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

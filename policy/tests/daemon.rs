@@ -128,6 +128,7 @@ impl Cluster {
             backend: BackendChoice::Auto,
             families: [Family::V4].into(),
             source_check: true,
+            drop_invalid: true,
             apply_gap: Duration::from_millis(50),
             resync,
             metrics_address: None,

@@ -110,5 +110,6 @@ fn empty_index() -> Result<Index> {
         prefix: VethPrefix::new("eni")?,
         families: BTreeSet::from([Family::V4]),
         source_check: true,
+        drop_invalid: true,
     }))
 }

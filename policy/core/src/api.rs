@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 /// A field that is absent, `null` or there.
@@ -29,7 +30,7 @@ pub struct Metadata {
     /// Its labels.
     #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
-    /// Its annotations. Only [`crate::convert::POD_IPS_ANNOTATION`] is read.
+    /// Its annotations. Those that [`crate::convert`] names are read.
     #[serde(deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
     /// Present once it is being deleted.
@@ -59,6 +60,45 @@ pub struct PodSpec {
     /// Whether it is in the node's network namespace.
     #[serde(deserialize_with = "nullable")]
     pub host_network: bool,
+    /// Its containers.
+    #[serde(deserialize_with = "nullable")]
+    pub containers: Vec<Container>,
+    /// Those that run before, or beside (sidecars).
+    #[serde(deserialize_with = "nullable")]
+    pub init_containers: Vec<Container>,
+}
+
+/// A container.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    /// What it says that it listens on.
+    #[serde(deserialize_with = "nullable")]
+    pub ports: Vec<ContainerPort>,
+    /// What it may use.
+    #[serde(deserialize_with = "nullable")]
+    pub resources: Resources,
+}
+
+/// A port of a container.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerPort {
+    /// What policies may call it.
+    pub name: Option<String>,
+    /// `TCP`, `UDP` or `SCTP`; absent: TCP.
+    pub protocol: Option<String>,
+    /// Its number.
+    pub container_port: i64,
+}
+
+/// What a container may use. Only names are read.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// At most.
+    #[serde(deserialize_with = "nullable")]
+    pub limits: BTreeMap<String, IgnoredAny>,
 }
 
 /// What is.

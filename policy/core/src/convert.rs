@@ -3,27 +3,23 @@
 //! | not understood                 | what then holds                                             |
 //! |--------------------------------|-------------------------------------------------------------|
 //! | a rule's peer or port          | the rule allows nothing; the policy's other rules hold      |
+//! | a rule that is too large       | the same                                                    |
 //! | `podSelector`                  | all pods of the namespace are isolated; its rules are void  |
 //! | an entry of `policyTypes`      | the policy isolates in both directions; its rules hold      |
 //!
 //! The API server refuses all of this today. Objects stored by older servers, or past validation,
 //! still come by.
 
+mod pod;
 mod rule;
-
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use thiserror::Error;
 
 use crate::api;
 use crate::model::{
-    BadSelector, Direction, Labels, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid,
-    Policy, PolicyKey, Rule, Selector,
+    BadSelector, Direction, Labels, Namespace, NamespaceName, Policy, PolicyKey, Rule, Selector,
 };
-
-/// Where AWS's CNI plugin writes a pod's addresses before the kubelet does (`ANNOTATE_POD_IP`).
-pub const POD_IPS_ANNOTATION: &str = "vpc.amazonaws.com/pod-ips";
+pub use pod::{BRANCH_ENI, NETWORKS_ANNOTATION, NIC_CONFIG_ANNOTATION, POD_IPS_ANNOTATION, pod};
 
 /// Something in a policy that was not understood.
 ///
@@ -68,6 +64,16 @@ impl Problem {
             Self::Subject { policy, .. }
             | Self::PolicyType { policy, .. }
             | Self::Rule { policy, .. } => policy,
+        }
+    }
+
+    /// What sort of problem it is.
+    #[must_use]
+    pub fn kind(&self) -> ProblemKind {
+        match self {
+            Self::Subject { .. } => ProblemKind::Subject,
+            Self::PolicyType { .. } => ProblemKind::PolicyType,
+            Self::Rule { reason, .. } => reason.kind(),
         }
     }
 }
@@ -116,9 +122,17 @@ pub enum BadRule {
     /// A protocol that is none of the three.
     #[error("protocol {0:?} is none of TCP, UDP, SCTP")]
     Protocol(String),
-    /// A port by name.
-    #[error("named port {0:?}: not supported")]
-    NamedPort(String),
+    /// A name that no port can have.
+    #[error("{0:?} is no port name")]
+    PortName(String),
+    /// A range that begins at a name.
+    #[error("endPort {end} with named port {name:?}")]
+    NamedRange {
+        /// The name.
+        name: String,
+        /// Where it ends.
+        end: i64,
+    },
     /// A number that is no port.
     #[error("{0} is no port")]
     Port(i64),
@@ -128,56 +142,62 @@ pub enum BadRule {
         /// Where it ends.
         end: i64,
     },
+    /// More blocks, each times the single ports, than one rule may put into sets.
+    #[error("its blocks and ports come to {members} set members, over the limit of {limit}")]
+    TooLarge {
+        /// How many.
+        members: usize,
+        /// How many there may be.
+        limit: usize,
+    },
 }
 
-/// A pod.
-#[must_use]
-pub fn pod(object: api::Pod) -> Pod {
-    let addresses = addresses(&object);
-    let phase = object.status.phase.as_deref();
-    Pod {
-        key: PodKey {
-            namespace: NamespaceName::new(object.metadata.namespace),
-            name: object.metadata.name,
-        },
-        uid: PodUid::new(object.metadata.uid),
-        node: object
-            .spec
-            .node_name
-            .filter(|name| !name.is_empty())
-            .map(NodeName::new),
-        host_network: object.spec.host_network,
-        finished: matches!(phase, Some("Succeeded" | "Failed")),
-        labels: Labels::from(object.metadata.labels),
-        addresses,
+/// What sort of thing was not understood: few values, fit to be a metric's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProblemKind {
+    /// Whom the policy isolates.
+    Subject,
+    /// In which directions.
+    PolicyType,
+    /// A peer's selector, or a peer that is none.
+    Peer,
+    /// A block of addresses.
+    Block,
+    /// A port or protocol.
+    Port,
+    /// Understood, and more than can be enforced.
+    TooLarge,
+}
+
+impl ProblemKind {
+    /// In lower case with underscores.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Subject => "subject",
+            Self::PolicyType => "policy_type",
+            Self::Peer => "peer",
+            Self::Block => "block",
+            Self::Port => "port",
+            Self::TooLarge => "too_large",
+        }
     }
 }
 
-/// The status where it says something, else the annotation, which comes earlier. A pod that is
-/// being deleted and whose annotation was blanked has given its addresses back.
-fn addresses(object: &api::Pod) -> BTreeSet<IpAddr> {
-    let annotation = object.metadata.annotations.get(POD_IPS_ANNOTATION);
-    let blank = annotation.is_some_and(|text| text.trim().is_empty());
-    if blank && object.metadata.deletion_timestamp.is_some() {
-        return BTreeSet::new();
-    }
-    let parse = |text: &str| text.trim().parse::<IpAddr>().ok();
-    let status: BTreeSet<IpAddr> = object
-        .status
-        .pod_ips
-        .iter()
-        .map(|entry| entry.ip.as_str())
-        .chain(object.status.pod_ip.as_deref())
-        .filter_map(parse)
-        .collect();
-    if status.is_empty() {
-        annotation
-            .into_iter()
-            .flat_map(|text| text.split(','))
-            .filter_map(parse)
-            .collect()
-    } else {
-        status
+impl BadRule {
+    fn kind(&self) -> ProblemKind {
+        match self {
+            Self::Selector { .. } | Self::EmptyPeer { .. } | Self::MixedPeer { .. } => {
+                ProblemKind::Peer
+            }
+            Self::Cidr { .. } | Self::Except { .. } => ProblemKind::Block,
+            Self::Protocol(_)
+            | Self::PortName(_)
+            | Self::NamedRange { .. }
+            | Self::Port(_)
+            | Self::EndPort { .. } => ProblemKind::Port,
+            Self::TooLarge { .. } => ProblemKind::TooLarge,
+        }
     }
 }
 

@@ -3,27 +3,44 @@
 //!
 //! | traffic               | peers in               | rule                                   |
 //! |-----------------------|------------------------|----------------------------------------|
-//! | single ports          | one `hash:net,port`    | one, for all ports and protocols       |
 //! | everything            | one `hash:net`         | one                                    |
 //! | all of a protocol     | a `hash:net` each      | one for each protocol                  |
+//! | single ports          | one `hash:net,port`    | one, for all ports and protocols       |
 //! | a range of ports      | a `hash:net` each      | one for each distinct range            |
 //!
 //! Who may send everything needs no set, except on single ports, where it is two halves: so the
 //! number of rules doesn't grow with ports.
+//!
+//! A port by name is a single port. In ingress the profile says which: its pods call the same
+//! numbers by the name. In egress each peer pod has its own, and is in the set with it.
+
+mod name;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sha2::{Digest as _, Sha256};
 
 use crate::index::Profile;
-use crate::model::{AddressSet, Direction, Peer, PeerSelector, Peers, Rule, Traffic};
-use crate::ruleset::marker::hex;
-use crate::ruleset::{ChainName, Family, Member, SetKind, SetName};
+use crate::model::{AddressSet, Direction, NamedPort, Peer, PeerSelector, Peers, Rule, Traffic};
+use crate::ruleset::{ChainName, Family, Member, PortRange, Protocol};
+pub(crate) use name::SetId;
 
-/// 8 bytes of SHA-256 name a chain or a set: profiles of a node are hundreds, not billions.
-const NAME_HASH_BYTES: usize = 8;
+/// Protocol and port of a member; `None` in sets without ports.
+pub(crate) type Stamp = Option<(Protocol, u16)>;
+
+/// The packets that one rule of a chain is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// All.
+    Any,
+    /// All of a protocol.
+    Protocol(Protocol),
+    /// Those to single ports, of whatever protocol: the set knows which.
+    SinglePorts,
+    /// Those to a range of ports.
+    Range(Protocol, PortRange),
+}
 
 /// What a profile allows.
 ///
@@ -31,27 +48,41 @@ const NAME_HASH_BYTES: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Folded {
     chain: ChainName,
-    buckets: BTreeMap<Traffic, Bucket>,
+    buckets: BTreeMap<Kind, Bucket>,
 }
 
 impl Folded {
     /// Folds the rules of a profile's policies.
     pub(crate) fn of<'a>(profile: &Profile, rules: impl Iterator<Item = &'a Rule>) -> Self {
-        let mut buckets: BTreeMap<Traffic, Bucket> = BTreeMap::new();
+        let mut buckets: BTreeMap<Kind, Bucket> = BTreeMap::new();
+        let mut bucket = |kind: Kind, act: &dyn Fn(&mut Bucket)| {
+            act(buckets
+                .entry(kind)
+                .or_insert_with(|| Bucket::new(profile, kind)));
+        };
         for rule in rules {
             for traffic in &rule.traffic {
-                buckets
-                    .entry(*traffic)
-                    .or_insert_with(|| Bucket::new(profile, *traffic))
-                    .allow(&rule.peers);
+                let (kind, stamp) = sorted(*traffic);
+                bucket(kind, &|bucket| bucket.allow(stamp, &rule.peers));
+            }
+            for named in &rule.named {
+                bucket(Kind::SinglePorts, &|bucket| match profile.direction {
+                    Direction::Ingress => {
+                        for number in profile.ports.get(named).into_iter().flatten() {
+                            let stamp = Some((named.protocol, number.get()));
+                            bucket.allow(stamp, &rule.peers);
+                        }
+                    }
+                    Direction::Egress => bucket.allow_named(named, &rule.peers),
+                });
             }
         }
         // Everything from everybody: nothing is left to ask.
-        if buckets.get(&Traffic::Any).is_some_and(|any| any.everyone) {
-            buckets.retain(|traffic, _| *traffic == Traffic::Any);
+        if buckets.get(&Kind::Any).is_some_and(Bucket::is_everyone) {
+            buckets.retain(|kind, _| *kind == Kind::Any);
         }
         Self {
-            chain: chain_name(profile),
+            chain: name::chain(profile),
             buckets,
         }
     }
@@ -67,156 +98,133 @@ impl Folded {
     }
 }
 
-/// Who may send one kind of traffic.
+fn sorted(traffic: Traffic) -> (Kind, Stamp) {
+    match traffic {
+        Traffic::Any => (Kind::Any, None),
+        Traffic::Protocol(protocol) => (Kind::Protocol(protocol), None),
+        Traffic::Ports(protocol, ports) => match ports.single() {
+            Some(port) => (Kind::SinglePorts, Some((protocol, port))),
+            None => (Kind::Range(protocol, ports), None),
+        },
+    }
+}
+
+/// Who may send one kind of traffic: the contents of one set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bucket {
-    traffic: Traffic,
+    kind: Kind,
     set: SetId,
+    /// By protocol and port; under `None` alone when the set has no ports.
+    fills: BTreeMap<Stamp, Fill>,
+    /// Pods with the numbers that they call by a name.
+    named: BTreeMap<NamedPort, BTreeSet<PeerSelector>>,
+}
+
+/// Who may, on one port or on all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Fill {
     everyone: bool,
     selectors: BTreeSet<PeerSelector>,
     blocks: AddressSet,
 }
 
 impl Bucket {
-    fn new(profile: &Profile, traffic: Traffic) -> Self {
+    fn new(profile: &Profile, kind: Kind) -> Self {
         Self {
-            traffic,
-            set: SetId::new(profile, traffic),
-            everyone: false,
-            selectors: BTreeSet::new(),
-            blocks: AddressSet::default(),
+            kind,
+            set: SetId::new(profile, kind),
+            fills: BTreeMap::new(),
+            named: BTreeMap::new(),
         }
     }
 
-    fn allow(&mut self, peers: &Peers) {
+    fn allow(&mut self, stamp: Stamp, peers: &Peers) {
+        let fill = self.fills.entry(stamp).or_default();
         match peers {
-            _ if self.everyone => {}
+            _ if fill.everyone => {}
             Peers::Everyone => {
-                self.everyone = true;
-                self.selectors.clear();
-                self.blocks = AddressSet::default();
+                *fill = Fill {
+                    everyone: true,
+                    ..Fill::default()
+                };
             }
             Peers::Listed(listed) => {
                 for peer in listed {
                     match peer {
                         Peer::Pods(selector) => {
-                            self.selectors.insert(selector.clone());
+                            if !fill.selectors.contains(selector) {
+                                fill.selectors.insert(selector.clone());
+                            }
                         }
-                        Peer::Addresses(addresses) => self.blocks.extend(addresses),
+                        Peer::Addresses(addresses) => {
+                            fill.blocks = AddressSet::union([&fill.blocks, addresses]);
+                        }
                     }
                 }
             }
         }
     }
 
+    /// Only a pod calls a number by a name: everybody is all pods, and a block is nobody.
+    fn allow_named(&mut self, named: &NamedPort, peers: &Peers) {
+        let selectors = self.named.entry(named.clone()).or_default();
+        match peers {
+            Peers::Everyone => {
+                selectors.insert(PeerSelector::all_pods());
+            }
+            Peers::Listed(listed) => {
+                selectors.extend(listed.iter().filter_map(|peer| match peer {
+                    Peer::Pods(selector) => Some(selector.clone()),
+                    Peer::Addresses(_) => None,
+                }));
+            }
+        }
+    }
+
     /// Which packets.
-    pub(crate) fn traffic(&self) -> Traffic {
-        self.traffic
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn is_everyone(&self) -> bool {
+        self.fills.get(&None).is_some_and(|fill| fill.everyone)
     }
 
     /// The set that its peers are in; `None` when its rule needs none.
     pub(crate) fn set(&self) -> Option<&SetId> {
-        (!self.everyone || self.port().is_some()).then_some(&self.set)
+        (!self.is_everyone()).then_some(&self.set)
     }
 
-    /// The selectors whose members are peers.
-    pub(crate) fn selectors(&self) -> &BTreeSet<PeerSelector> {
-        &self.selectors
+    /// The selectors in it, each with what its pods' members carry.
+    pub(crate) fn selectors(&self) -> impl Iterator<Item = (Stamp, &PeerSelector)> {
+        self.fills
+            .iter()
+            .flat_map(|(stamp, fill)| fill.selectors.iter().map(|selector| (*stamp, selector)))
     }
 
-    /// The blocks that are peers, as members have them.
-    pub(crate) fn block_nets(&self, family: Family) -> Vec<IpNet> {
-        if self.everyone {
-            family.halves().to_vec()
-        } else {
-            self.blocks.member_nets(family)
-        }
+    /// The selectors whose pods' members carry the numbers that these pods call by a name.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&NamedPort, &PeerSelector)> {
+        self.named
+            .iter()
+            .flat_map(|(named, selectors)| selectors.iter().map(move |selector| (named, selector)))
     }
 
-    /// A peer as a member of the set.
-    pub(crate) fn member(&self, net: IpNet) -> Member {
-        Member {
-            net,
-            port: self.port(),
-        }
+    /// The members that no pod is behind.
+    pub(crate) fn block_members(&self, family: Family) -> impl Iterator<Item = Member> {
+        self.fills.iter().flat_map(move |(stamp, fill)| {
+            let nets: Vec<IpNet> = if fill.everyone {
+                family.halves().to_vec()
+            } else {
+                fill.blocks.member_nets(family)
+            };
+            nets.into_iter().map(|net| Member { net, port: *stamp })
+        })
     }
 
-    fn port(&self) -> Option<(crate::ruleset::Protocol, u16)> {
-        match self.traffic {
-            Traffic::Any | Traffic::Protocol(_) => None,
-            Traffic::Ports(protocol, ports) => Some((protocol, ports.single()?)),
-        }
+    /// Whether a member that no pod is behind holds an address.
+    pub(crate) fn blocks_hold(&self, address: IpAddr, stamp: Stamp) -> bool {
+        self.fills
+            .get(&stamp)
+            .is_some_and(|fill| fill.everyone || fill.blocks.contains(address))
     }
-}
-
-/// Which set: named by what it is for, never by what is in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SetId {
-    kind: SetKind,
-    direction: char,
-    purpose: char,
-    hash: String,
-}
-
-impl SetId {
-    fn new(profile: &Profile, traffic: Traffic) -> Self {
-        let (kind, purpose, detail) = match traffic {
-            Traffic::Any => (SetKind::Net, 'a', String::new()),
-            Traffic::Protocol(protocol) => (SetKind::Net, 'n', protocol.to_string()),
-            Traffic::Ports(protocol, ports) => match ports.single() {
-                Some(_) => (SetKind::NetPort, 'p', String::new()),
-                None => (SetKind::Net, 'r', format!("{protocol} {ports}")),
-            },
-        };
-        Self {
-            kind,
-            direction: letter(profile.direction),
-            purpose,
-            hash: hash(profile, &detail),
-        }
-    }
-
-    /// Its kind.
-    pub(crate) fn kind(&self) -> SetKind {
-        self.kind
-    }
-
-    /// Its name in a family.
-    pub(crate) fn name(&self, family: Family) -> SetName {
-        let digit = match family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        SetName::new(&format!("selvage-{}{digit}-{self}", self.direction))
-            .expect("29 bytes of letters, digits and dashes")
-    }
-}
-
-impl fmt::Display for SetId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.purpose, self.hash)
-    }
-}
-
-fn chain_name(profile: &Profile) -> ChainName {
-    let hash = hash(profile, "");
-    ChainName::new(&format!("selvage-{}-{hash}", letter(profile.direction)))
-        .expect("26 bytes of letters, digits and dashes")
-}
-
-fn letter(direction: Direction) -> char {
-    match direction {
-        Direction::Ingress => 'i',
-        Direction::Egress => 'e',
-    }
-}
-
-/// Names can hold neither a space nor a line break, so no two profiles have the same text.
-fn hash(profile: &Profile, detail: &str) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(format!("{} {detail}\n", profile.direction));
-    for policy in &profile.policies {
-        hasher.update(format!("{policy}\n"));
-    }
-    hex(&hasher.finalize()[..NAME_HASH_BYTES])
 }

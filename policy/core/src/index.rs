@@ -9,24 +9,31 @@
 //!
 //! Only policies that isolate a pod of this node are folded, and only their selectors are
 //! counted. The state depends on the objects, never on the order of events between objects.
+//!
+//! Where a pod of this node has its addresses from the kernel's routes, `Routes` is one more object.
 
 mod active;
 mod candidates;
 mod event;
+mod local;
 mod members;
+mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 pub use active::{Isolation, Profile};
 pub use event::{Delta, Event, MemberChange, Resource, Settings};
+pub use local::{LocalPod, Unenforced};
 
-use crate::fold::Folded;
-use crate::model::{
-    Direction, Labels, NamespaceName, PeerSelector, Pod, PodKey, Policy, PolicyKey,
-};
+use crate::model::{Direction, Labels, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::ruleset::Interface;
 use active::Active;
-use members::{Members, Touched};
+pub(crate) use active::Feeds;
+pub(crate) use members::Members;
+use members::Touched;
+pub(crate) use places::Veths;
+use places::{Placed, Places};
 
 /// What the API server told us, arranged for compiling.
 #[derive(Debug)]
@@ -35,6 +42,7 @@ pub struct Index {
     pods: BTreeMap<PodKey, Pod>,
     namespaces: BTreeMap<NamespaceName, Labels>,
     policies: BTreeMap<PolicyKey, Policy>,
+    places: Places,
     unseen: Unseen,
     /// What the local pods need. Stale while `dirty`, except for members, which always are right.
     active: Active,
@@ -47,6 +55,14 @@ struct Unseen {
     pods: Option<BTreeSet<PodKey>>,
     namespaces: Option<BTreeSet<NamespaceName>>,
     policies: Option<BTreeSet<PolicyKey>>,
+    routes: Option<BTreeSet<String>>,
+}
+
+/// What one event did, beside what the stores keep.
+#[derive(Debug, Default)]
+struct Effects {
+    touched: Touched,
+    left: BTreeSet<IpAddr>,
 }
 
 impl Index {
@@ -54,6 +70,7 @@ impl Index {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
+            places: Places::new(settings.node.clone(), settings.prefix.clone()),
             settings,
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
@@ -70,27 +87,27 @@ impl Index {
     /// linear in the pods of this node. What [`Delta::recompile`] asks for is paid for in
     /// [`crate::compile::compile`], once however many events asked.
     pub fn apply(&mut self, event: Event) -> Delta {
-        let mut touched = Touched::default();
+        let mut effects = Effects::default();
         match event {
             Event::PodApplied(pod) => {
                 if let Some(unseen) = &mut self.unseen.pods {
                     unseen.remove(&pod.key);
                 }
-                self.put_pod(pod, &mut touched);
+                self.put_pod(pod, &mut effects);
             }
             Event::PodDeleted(key, uid) => {
                 // A later pod of the same name may be known already from another watch.
                 if self.pods.get(&key).is_some_and(|pod| pod.uid == uid) {
-                    self.delete_pod(&key, &mut touched);
+                    self.delete_pod(&key, &mut effects);
                 }
             }
             Event::NamespaceApplied(namespace) => {
                 if let Some(unseen) = &mut self.unseen.namespaces {
                     unseen.remove(&namespace.name);
                 }
-                self.set_namespace(&namespace.name, Some(namespace.labels), &mut touched);
+                self.set_namespace(&namespace.name, Some(namespace.labels), &mut effects);
             }
-            Event::NamespaceDeleted(name) => self.set_namespace(&name, None, &mut touched),
+            Event::NamespaceDeleted(name) => self.set_namespace(&name, None, &mut effects),
             Event::PolicyApplied(policy) => {
                 if let Some(unseen) = &mut self.unseen.policies {
                     unseen.remove(&policy.key);
@@ -99,10 +116,19 @@ impl Index {
                 self.set_policy(&key, Some(policy));
             }
             Event::PolicyDeleted(key) => self.set_policy(&key, None),
+            Event::Routes {
+                interface,
+                addresses,
+            } => {
+                if let Some(unseen) = &mut self.unseen.routes {
+                    unseen.remove(&interface);
+                }
+                self.set_routes(interface, addresses, &mut effects);
+            }
             Event::RelistStarted(resource) => self.relist_started(resource),
-            Event::RelistDone(resource) => self.relist_done(resource, &mut touched),
+            Event::RelistDone(resource) => self.relist_done(resource, &mut effects),
         }
-        self.delta(&touched)
+        self.delta(effects)
     }
 
     /// What the node enforces, by pod, for logs and metrics. Settles first, as compiling does.
@@ -137,63 +163,77 @@ impl Index {
     pub(crate) fn settle(&mut self) {
         if self.dirty {
             let previous = std::mem::take(&mut self.active);
-            self.active = previous.rebuilt(
-                &self.settings.node,
-                &self.pods,
-                &self.namespaces,
-                &self.policies,
-            );
+            self.active =
+                previous.rebuilt(&self.places, &self.pods, &self.namespaces, &self.policies);
             self.dirty = false;
         }
     }
 
-    /// The profiles in use and what they allow. Settled by the caller.
-    pub(crate) fn profiles(&self) -> impl Iterator<Item = (&Profile, &Folded)> {
-        self.active.profiles()
-    }
-
-    /// The addresses of the pods that a selector in use selects. Settled by the caller.
-    pub(crate) fn members(&self, selector: &PeerSelector) -> &Members {
-        self.active.members(selector)
-    }
-
-    /// Isolation by pod. Settled by the caller.
-    pub(crate) fn isolation(&self) -> &BTreeMap<PodKey, Isolation> {
-        self.active.pods()
-    }
-
-    fn put_pod(&mut self, pod: Pod, touched: &mut Touched) {
+    fn put_pod(&mut self, pod: Pod, effects: &mut Effects) {
         let previous = self.pods.get(&pod.key);
         if previous == Some(&pod) {
             return;
         }
-        let node = &self.settings.node;
-        let was_local = previous.is_some_and(|pod| pod.is_enforced_on(node));
-        let is_local = pod.is_enforced_on(node);
-        let relabelled = previous.is_none_or(|previous| previous.labels != pod.labels);
-        if was_local != is_local || (is_local && relabelled && self.reprofiled(&pod)) {
+        let was_local = previous.is_some_and(|previous| self.places.is_local(previous));
+        let is_local = self.places.is_local(&pod);
+        let changed = previous
+            .is_none_or(|previous| previous.labels != pod.labels || previous.ports != pod.ports);
+        let rewired = previous.is_some_and(|previous| previous.interfaces != pod.interfaces);
+        if was_local != is_local || (is_local && (rewired || (changed && self.reprofiled(&pod)))) {
             self.dirty = true;
         }
         let labels = self.namespaces.get(&pod.key.namespace);
-        self.active
-            .move_pod(previous, Some(&pod), labels, labels, touched);
+        let before = previous.map(|pod| self.places.place(pod));
+        let after = self.places.place(&pod);
+        self.active.move_pod(
+            before.as_ref().map(|placed| (placed, labels)),
+            Some((&after, labels)),
+            &mut effects.touched,
+        );
+        self.places
+            .note(before.as_ref(), Some(&after), &mut effects.left);
         self.pods.insert(pod.key.clone(), pod);
     }
 
-    fn delete_pod(&mut self, key: &PodKey, touched: &mut Touched) {
+    fn delete_pod(&mut self, key: &PodKey, effects: &mut Effects) {
         if let Some(unseen) = &mut self.unseen.pods {
             unseen.remove(key);
         }
         let Some(pod) = self.pods.remove(key) else {
             return;
         };
-        self.dirty |= pod.is_enforced_on(&self.settings.node);
+        self.dirty |= self.places.is_local(&pod);
         let labels = self.namespaces.get(&key.namespace);
+        let before = self.places.place(&pod);
         self.active
-            .move_pod(Some(&pod), None, labels, labels, touched);
+            .move_pod(Some((&before, labels)), None, &mut effects.touched);
+        self.places.note(Some(&before), None, &mut effects.left);
     }
 
-    /// Whether a local pod's labels put it under other policies than it was compiled for.
+    fn set_routes(
+        &mut self,
+        interface: String,
+        addresses: BTreeSet<IpAddr>,
+        effects: &mut Effects,
+    ) {
+        let keys = self.places.pods_at(&interface);
+        let pods: Vec<&Pod> = keys.iter().filter_map(|key| self.pods.get(key)).collect();
+        let before: Vec<Placed<'_>> = pods.iter().map(|pod| self.places.place(pod)).collect();
+        self.places.set_routes(interface, addresses);
+        for before in before {
+            let after = self.places.place(before.pod);
+            let labels = self.namespaces.get(&after.pod.key.namespace);
+            self.active.move_pod(
+                Some((&before, labels)),
+                Some((&after, labels)),
+                &mut effects.touched,
+            );
+            self.places
+                .note(Some(&before), Some(&after), &mut effects.left);
+        }
+    }
+
+    /// Whether a local pod's labels or ports put it under another profile than it was compiled for.
     fn reprofiled(&self, pod: &Pod) -> bool {
         let now = Isolation::of(pod, &self.policies);
         self.active.pods().get(&pod.key) != Some(&now)
@@ -203,7 +243,7 @@ impl Index {
         &mut self,
         name: &NamespaceName,
         labels: Option<Labels>,
-        touched: &mut Touched,
+        effects: &mut Effects,
     ) {
         if labels.is_none()
             && let Some(unseen) = &mut self.unseen.namespaces
@@ -218,9 +258,12 @@ impl Index {
             return;
         }
         for pod in pods_of(&self.pods, name) {
-            let pod = Some(pod);
-            self.active
-                .move_pod(pod, pod, previous.as_ref(), labels.as_ref(), touched);
+            let placed = self.places.place(pod);
+            self.active.move_pod(
+                Some((&placed, previous.as_ref())),
+                Some((&placed, labels.as_ref())),
+                &mut effects.touched,
+            );
         }
     }
 
@@ -237,17 +280,15 @@ impl Index {
         if previous == policy {
             return;
         }
-        let node = &self.settings.node;
-        let concerned = pods_of(&self.pods, &key.namespace)
-            .filter(|pod| pod.is_enforced_on(node))
-            .any(|pod| {
-                let selects = |policy: &Option<Policy>| {
-                    policy
-                        .as_ref()
-                        .is_some_and(|policy| policy.subject.matches(&pod.labels))
-                };
-                selects(&previous) || selects(&policy)
-            });
+        let local = self.places.local_in(&key.namespace);
+        let concerned = local.filter_map(|key| self.pods.get(key)).any(|pod| {
+            let selects = |policy: &Option<Policy>| {
+                policy
+                    .as_ref()
+                    .is_some_and(|policy| policy.subject.matches(&pod.labels))
+            };
+            selects(&previous) || selects(&policy)
+        });
         self.dirty |= concerned;
     }
 
@@ -260,19 +301,20 @@ impl Index {
             Resource::Policies => {
                 self.unseen.policies = Some(self.policies.keys().cloned().collect());
             }
+            Resource::Routes => self.unseen.routes = Some(self.places.routed().cloned().collect()),
         }
     }
 
-    fn relist_done(&mut self, resource: Resource, touched: &mut Touched) {
+    fn relist_done(&mut self, resource: Resource, effects: &mut Effects) {
         match resource {
             Resource::Pods => {
                 for key in self.unseen.pods.take().unwrap_or_default() {
-                    self.delete_pod(&key, touched);
+                    self.delete_pod(&key, effects);
                 }
             }
             Resource::Namespaces => {
                 for name in self.unseen.namespaces.take().unwrap_or_default() {
-                    self.set_namespace(&name, None, touched);
+                    self.set_namespace(&name, None, effects);
                 }
             }
             Resource::Policies => {
@@ -280,17 +322,26 @@ impl Index {
                     self.set_policy(&key, None);
                 }
             }
+            Resource::Routes => {
+                for interface in self.unseen.routes.take().unwrap_or_default() {
+                    self.set_routes(interface, BTreeSet::new(), effects);
+                }
+            }
         }
     }
 
-    fn delta(&self, touched: &Touched) -> Delta {
+    fn delta(&self, effects: Effects) -> Delta {
         let mut delta = Delta {
             recompile: self.dirty,
-            ..Delta::default()
+            members: BTreeMap::new(),
+            left: effects.left,
         };
         if !self.dirty {
-            self.active
-                .member_changes(touched, &self.settings.families, &mut delta.members);
+            self.active.member_changes(
+                &effects.touched,
+                &self.settings.families,
+                &mut delta.members,
+            );
         }
         delta
     }

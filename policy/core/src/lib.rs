@@ -20,6 +20,7 @@
 //! 3. On `delta.recompile`, and at start: [`compile::compile`] for each family, then
 //!    [`plan::plan`] against what was observed, then [`render::render`]. Otherwise
 //!    `delta.members` alone go to the kernel, additions before removals.
+//! 4. When that is in force: [`index::Index::judge`], and by it which established flows end.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -34,3 +35,5 @@ pub mod observe;
 pub mod plan;
 pub mod render;
 pub mod ruleset;
+pub mod verdict;
+mod walk;

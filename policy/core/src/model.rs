@@ -7,7 +7,8 @@ pub mod policy;
 
 pub use cidr::AddressSet;
 pub use labels::{BadSelector, Labels, Selector};
-pub use pod::{Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid};
+pub use pod::{Interfaces, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid};
 pub use policy::{
-    Direction, Namespaces, Peer, PeerSelector, Peers, Policy, PolicyKey, Rule, Traffic,
+    Direction, NamedPort, Namespaces, Peer, PeerSelector, Peers, Policy, PolicyKey, PortName, Rule,
+    Traffic,
 };

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::observe::{Observed, SetState};
-use crate::ruleset::{Chain, ChainName, Family, Hook, Member, Ruleset, Set, SetName};
+use crate::ruleset::{Chain, ChainName, Family, Hook, Member, Ruleset, Set, SetKind, SetName};
 
 /// What to do to the kernel, by step. See the module for the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,8 @@ impl Plan {
 
 /// What it takes to turn `have` into `want`.
 ///
-/// *Shape*: nothing that is already right is in the plan. A hook that exists stays where it is,
+/// *Shape*: nothing that is already right is in the plan, and no member of a guard set.
+/// A hook that exists stays where it is,
 /// even behind others' rules: no war of insertions.
 ///
 /// *Cost*: linear in chains and in members of both.
@@ -121,6 +122,9 @@ pub fn plan(want: &Ruleset, have: &Observed) -> Plan {
 fn plan_sets(want: &Ruleset, have: &Observed, plan: &mut Plan) {
     for (name, set) in &want.sets {
         match have.sets.get(name) {
+            // Its members come and go without us.
+            Some(SetState::Known { kind, .. })
+                if *kind == set.kind && set.kind == SetKind::Guard => {}
             Some(SetState::Known { kind, members }) if *kind == set.kind => {
                 let add: BTreeSet<Member> = set.members.difference(members).copied().collect();
                 let remove: BTreeSet<Member> = members.difference(&set.members).copied().collect();

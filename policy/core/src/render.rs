@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use crate::plan::Plan;
-use crate::ruleset::{Action, Chain, ChainName, Match, Rule, SetKind, Side};
+use crate::ruleset::{Action, Chain, ChainName, FlowState, Match, Rule, SetKind, Side};
 
 /// The inputs for the restore tool, in the order in which they are run.
 ///
@@ -106,7 +106,19 @@ fn match_text(condition: &Match) -> String {
         Match::Out(interface) => format!("-o {interface}"),
         Match::NotIn(interface) => format!("! -i {interface}"),
         Match::NotOut(interface) => format!("! -o {interface}"),
-        Match::Established => "-m conntrack --ctstate RELATED,ESTABLISHED".to_owned(),
+        Match::State(state) => {
+            let states = match state {
+                FlowState::Established => "RELATED,ESTABLISHED",
+                FlowState::New => "NEW",
+                FlowState::Invalid => "INVALID",
+                FlowState::Untracked => "UNTRACKED",
+            };
+            format!("-m conntrack --ctstate {states}")
+        }
+        Match::NotSyn => "-p tcp -m tcp ! --syn".to_owned(),
+        Match::NotInit => "-p sctp -m sctp ! --chunk-types any INIT".to_owned(),
+        Match::Icmp6 => "-p ipv6-icmp".to_owned(),
+        Match::Icmp6Type(number) => format!("-p ipv6-icmp -m icmp6 --icmpv6-type {number}"),
         Match::SourceElsewhere => "-m rpfilter --invert".to_owned(),
         Match::Protocol(protocol) => format!("-p {protocol}"),
         Match::Ports(protocol, ports) => {
@@ -118,6 +130,7 @@ fn match_text(condition: &Match) -> String {
                 (SetKind::Net, Side::Destination) => "dst",
                 (SetKind::NetPort, Side::Source) => "src,dst",
                 (SetKind::NetPort, Side::Destination) => "dst,dst",
+                (SetKind::Guard, Side::Source | Side::Destination) => "src,src,dst",
             };
             format!("-m set --match-set {set} {dimensions}")
         }

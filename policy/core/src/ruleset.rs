@@ -17,7 +17,7 @@ use ipnet::IpNet;
 pub use interface::{BadPrefix, Interface, VethPrefix};
 pub use marker::Marker;
 pub use name::{ChainName, SetName};
-pub use rule::{Action, Chain, Match, PortRange, Rule, Side};
+pub use rule::{Action, Chain, FlowState, Match, PortRange, Rule, Side};
 
 /// An address family; each has its own tables, sets and tools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,9 +93,18 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The protocol of a number in the IP header, if policies can name it.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.number() == number)
+    }
+
     /// The number in the IP header (IANA).
     #[must_use]
-    pub fn number(self) -> u8 {
+    pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
@@ -121,12 +130,16 @@ pub enum SetKind {
     Net,
     /// `hash:net,port`: a block with a protocol and one port.
     NetPort,
+    /// `hash:ip,port,ip` with timeouts: server, its protocol and port, client. Who cuts flows fills
+    /// it, and members leave it by themselves: they are never compared, nor planned.
+    Guard,
 }
 
 /// One member of a set.
 ///
 /// *Shape*: `net` is truncated (no host bits) and never a `/0`, which the kernel refuses: write it
-/// as two halves. `port` is present exactly in sets of kind [`SetKind::NetPort`].
+/// as two halves. `port` is present exactly in sets of kind [`SetKind::NetPort`]. Those of kind
+/// [`SetKind::Guard`] have no members here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// The block; a pod is a /32 or /128.
@@ -142,6 +155,17 @@ impl fmt::Display for Member {
             Some((protocol, port)) => write!(f, "{},{protocol}:{port}", self.net),
         }
     }
+}
+
+/// The set of flows that were cut and may not be begun again from the other side, in a family:
+/// see [`SetKind::Guard`].
+#[must_use]
+pub fn guard_set(family: Family) -> SetName {
+    let name = match family {
+        Family::V4 => "selvage-cut4",
+        Family::V6 => "selvage-cut6",
+    };
+    SetName::new(name).expect("a constant")
 }
 
 /// A set and everything in it.

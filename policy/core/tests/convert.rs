@@ -65,7 +65,11 @@ fn a_rule_that_is_not_understood_allows_nothing_and_the_others_hold() {
     let port = |port: Value| json!({"from": [{"podSelector": {}}], "ports": [port]});
     let peer = |peer: Value| json!({"from": [peer]});
     let cases = [
-        (port(json!({"port": "http"})), "named port \"http\""),
+        (port(json!({"port": "HTTP"})), "\"HTTP\" is no port name"),
+        (port(json!({"port": "80"})), "\"80\" is no port name"),
+        (port(json!({"port": ""})), "\"\" is no port name"),
+        (port(json!({"port": "a\nCOMMIT"})), "is no port name"),
+        (port(json!({"port": "a-name-too-long-"})), "is no port name"),
         (port(json!({"port": 0})), "0 is no port"),
         (port(json!({"port": 65536})), "65536 is no port"),
         (port(json!({"port": -1})), "-1 is no port"),
@@ -80,7 +84,10 @@ fn a_rule_that_is_not_understood_allows_nothing_and_the_others_hold() {
             "70000 is no port",
         ),
         (port(json!({"endPort": 79})), "endPort 79"),
-        (port(json!({"port": "http", "endPort": 79})), "named port"),
+        (
+            port(json!({"port": "http", "endPort": 79})),
+            "endPort 79 with named port \"http\"",
+        ),
         (peer(json!({})), "peer 0: no selector and no ipBlock"),
         (
             peer(json!({"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}})),
@@ -166,9 +173,9 @@ fn pod(object: Value) -> selvage_policy_core::model::Pod {
 }
 
 #[test]
-fn addresses_come_from_the_status_else_from_the_annotation() {
+fn addresses_come_from_the_annotation_else_from_the_status_in_each_family() {
     let annotation = "vpc.amazonaws.com/pod-ips";
-    let cases: [(Value, Value, &[&str], &str); 8] = [
+    let cases: [(Value, Value, &[&str], &str); 10] = [
         (json!({}), json!({}), &[], "none yet"),
         (
             json!({}),
@@ -191,8 +198,20 @@ fn addresses_come_from_the_status_else_from_the_annotation() {
         (
             json!({"annotations": {annotation: "10.0.0.9"}}),
             json!({"podIP": "10.0.0.1"}),
-            &["10.0.0.1"],
-            "the status is the kubelet's word",
+            &["10.0.0.9"],
+            "the annotation is written first, and at the end of the address",
+        ),
+        (
+            json!({"annotations": {annotation: "10.0.0.9"}}),
+            json!({"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}),
+            &["10.0.0.9", "fd00::1"],
+            "what the annotation doesn't speak of comes from the status",
+        ),
+        (
+            json!({}),
+            json!({"podIPs": [{"ip": "::ffff:10.0.0.1"}, {"ip": "FD00:0::0001"}]}),
+            &["10.0.0.1", "fd00::1"],
+            "however they are written",
         ),
         (
             json!({"annotations": {annotation: ""}, "deletionTimestamp": "2026-01-01T00:00:00Z"}),
@@ -273,4 +292,165 @@ fn a_pod_is_enforced_from_binding_to_its_end() {
         let pod = pod(json!({"metadata": {}, "spec": spec, "status": status}));
         assert_eq!(pod.is_enforced_on(&node), want, "{message}");
     }
+}
+
+fn named_ports(pod: &selvage_policy_core::model::Pod) -> Vec<String> {
+    let ports = pod.ports.iter();
+    ports
+        .map(|(named, number)| format!("{named}={number}"))
+        .collect()
+}
+
+#[test]
+fn a_pods_named_ports_are_those_of_all_its_containers_sidecars_too() {
+    let pod = pod(json!({"metadata": {}, "spec": {
+        "containers": [
+            {"ports": [
+                {"name": "http", "containerPort": 8080},
+                {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                {"name": "dns", "containerPort": 53, "protocol": "TCP"},
+                {"containerPort": 9000},
+                {"name": "far", "containerPort": 65536},
+                {"name": "none", "containerPort": 0},
+                {"name": "odd", "containerPort": 1, "protocol": "ICMP"},
+                {"name": "Not A Name", "containerPort": 1},
+            ]},
+            {"ports": [{"name": "http", "containerPort": 8081}]},
+            {"ports": null},
+        ],
+        "initContainers": [
+            {"restartPolicy": "Always", "ports": [{"name": "mesh", "containerPort": 15000}]},
+            {"ports": [{"name": "setup", "containerPort": 1, "protocol": "SCTP"}]},
+        ],
+    }}));
+    let want = [
+        "tcp:dns=53",
+        "tcp:http=8080",
+        "tcp:http=8081",
+        "tcp:mesh=15000",
+        "udp:dns=53",
+        "sctp:setup=1",
+    ];
+    assert_eq!(named_ports(&pod), want);
+}
+
+#[test]
+fn a_pod_says_which_interfaces_it_has() {
+    let with = |annotation: &str, text: &str| json!({"annotations": {annotation: text}});
+    let eni = "vpc.amazonaws.com/pod-eni";
+    let nic = "k8s.amazonaws.com/nicConfig";
+    let multus = "k8s.v1.cni.cncf.io/networks";
+    let limited = json!({"containers": [{"resources": {"limits": {eni: "1", "cpu": "2"}}}]});
+    let cases = [
+        (json!({}), json!({}), [false; 3], "one, as every pod"),
+        (
+            with(eni, "[{\"eniId\":\"eni-1\"}]"),
+            json!({}),
+            [true, false, false],
+            "a branch ENI",
+        ),
+        (
+            json!({}),
+            limited,
+            [true, false, false],
+            "a branch ENI to come",
+        ),
+        (
+            with(nic, "multi-nic-attachment"),
+            json!({}),
+            [false, true, false],
+            "one on each card",
+        ),
+        (with(nic, "other"), json!({}), [false; 3], "another word"),
+        (
+            with(multus, "macvlan-1"),
+            json!({}),
+            [false, false, true],
+            "Multus",
+        ),
+        (with(multus, "[]"), json!({}), [false; 3], "no networks"),
+    ];
+    for (metadata, spec, want, message) in cases {
+        let interfaces = pod(json!({"metadata": metadata, "spec": spec})).interfaces;
+        let found = [
+            interfaces.branch_eni,
+            interfaces.more_cards,
+            interfaces.others,
+        ];
+        assert_eq!(found, want, "{message}");
+    }
+}
+
+#[test]
+fn ten_thousand_peers_and_five_hundred_exceptions_are_understood() {
+    let blocks: Vec<Value> = (0..10_000)
+        .map(|n| json!({"ipBlock": {"cidr": format!("10.{}.{}.0/25", n / 250, n % 250)}}))
+        .collect();
+    let pods: Vec<Value> = (0..10_000)
+        .map(|n| json!({"podSelector": {"matchLabels": {"app": format!("a{n}")}}}))
+        .collect();
+    let except: Vec<String> = (0..500).map(|n| format!("fd00:{n:x}::1/128")).collect();
+    let holes = json!({"ipBlock": {"cidr": "::/0", "except": except}});
+    let spec = json!({"ingress": [{"from": blocks}, {"from": pods}, {"from": [holes]}]});
+    let (policy, problems) = policy(spec);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(policy.ingress.unwrap().len(), 3);
+}
+
+#[test]
+fn a_rule_of_more_members_than_a_set_should_hold_allows_nothing_and_is_named() {
+    let except: Vec<String> = (0..3000).map(|n| format!("fd00:{n:x}::1/128")).collect();
+    let blocks: Vec<Value> = (0..10_000)
+        .map(|n| json!({"ipBlock": {"cidr": format!("10.{}.{}.0/25", n / 250, n % 250)}}))
+        .collect();
+    let ports: Vec<Value> = (1..=27).map(|port| json!({"port": port})).collect();
+    let spec = json!({"ingress": [
+        {"from": [{"ipBlock": {"cidr": "::/0", "except": except}}]},
+        {"from": blocks, "ports": ports},
+        {"from": [{"podSelector": {}}]},
+    ]});
+    let (policy, problems) = policy(spec);
+    assert_eq!(policy.ingress.unwrap().len(), 1, "the third rule holds");
+    assert_eq!(problems.len(), 2);
+    for problem in problems {
+        assert!(problem.contains("over the limit of 262144"), "{problem}");
+    }
+}
+
+#[test]
+fn problems_are_told_apart_by_what_they_are_about() {
+    let cases = [
+        (
+            json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}),
+            "subject",
+        ),
+        (json!({"policyTypes": ["Sideways"]}), "policy_type"),
+        (json!({"ingress": [{"from": [{}]}]}), "peer"),
+        (
+            json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10"}}]}]}),
+            "block",
+        ),
+        (json!({"egress": [{"ports": [{"port": 0}]}]}), "port"),
+    ];
+    for (spec, want) in cases {
+        let object = json!({"metadata": {"name": "q", "namespace": "n"}, "spec": spec});
+        let (_, problems) = convert::policy(&serde_json::from_value(object).unwrap());
+        let kinds: Vec<&str> = problems
+            .iter()
+            .map(|problem| problem.kind().as_str())
+            .collect();
+        assert_eq!(kinds, [want]);
+    }
+}
+
+#[test]
+fn a_block_of_ipv4_written_as_ipv6_is_a_block_of_ipv4() {
+    let block = |cidr: &str| {
+        let (policy, problems) =
+            policy(json!({"ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}));
+        assert_eq!(problems, Vec::<String>::new());
+        policy.ingress.unwrap()
+    };
+    assert_eq!(block("::ffff:10.0.0.0/104"), block("10.0.0.0/8"));
+    assert_eq!(block("FD00:0::1/64"), block("fd00::/64"));
 }

@@ -5,7 +5,8 @@
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod cluster;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -22,6 +23,7 @@ enum Step {
     Namespace(Value),
     Pod(Value),
     Policy(Value),
+    Routes(Value),
     DeleteNamespace(&'static str),
     DeletePod(&'static str, &'static str),
     DeletePolicy(&'static str, &'static str),
@@ -33,11 +35,17 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let namespaces = || select(&cluster::NAMESPACES[..]);
-    let resources = vec![Resource::Pods, Resource::Namespaces, Resource::Policies];
+    let resources = vec![
+        Resource::Pods,
+        Resource::Namespaces,
+        Resource::Policies,
+        Resource::Routes,
+    ];
     let step = prop_oneof![
         3 => cluster::namespace().prop_map(Step::Namespace),
         10 => cluster::pod().prop_map(Step::Pod),
         6 => cluster::policy().prop_map(Step::Policy),
+        4 => cluster::routes().prop_map(Step::Routes),
         1 => namespaces().prop_map(Step::DeleteNamespace),
         4 => (namespaces(), select(&cluster::PODS[..]))
             .prop_map(|(namespace, name)| Step::DeletePod(namespace, name)),
@@ -56,6 +64,7 @@ struct Truth {
     namespaces: BTreeMap<Name, Value>,
     pods: BTreeMap<Name, Value>,
     policies: BTreeMap<Name, Value>,
+    routes: BTreeMap<Name, Value>,
 }
 
 fn name(object: &Value) -> Name {
@@ -90,6 +99,10 @@ impl Truth {
                 self.policies.insert(name(object), object.clone());
                 vec![cluster::policy_applied(object)]
             }
+            Step::Routes(object) => {
+                self.routes.insert(name(object), object.clone());
+                vec![cluster::routes_applied(object)]
+            }
             Step::DeleteNamespace(namespace) => {
                 self.namespaces
                     .remove(&(String::new(), (*namespace).to_owned()));
@@ -115,6 +128,7 @@ impl Truth {
                     Resource::Pods => (&mut self.pods, cluster::pod_applied),
                     Resource::Namespaces => (&mut self.namespaces, cluster::namespace_applied),
                     Resource::Policies => (&mut self.policies, cluster::policy_applied),
+                    Resource::Routes => (&mut self.routes, cluster::routes_applied),
                 };
                 let mut number = 0;
                 objects.retain(|_, _| {
@@ -133,11 +147,15 @@ impl Truth {
     fn index(&self) -> Index {
         let all =
             |objects: &BTreeMap<Name, Value>| -> Vec<Value> { objects.values().cloned().collect() };
-        cluster::index(
+        let mut index = cluster::index(
             &all(&self.namespaces),
             &all(&self.pods),
             &all(&self.policies),
-        )
+        );
+        for object in self.routes.values() {
+            index.apply(cluster::routes_applied(object));
+        }
+        index
     }
 }
 
@@ -180,6 +198,29 @@ impl Mirror {
     }
 }
 
+type Local = (PodKey, String, BTreeSet<IpAddr>);
+
+fn locals(index: &Index) -> Vec<Local> {
+    index
+        .enforced_pods()
+        .map(|local| {
+            let addresses = local.addresses.into_owned();
+            (
+                local.pod.key.clone(),
+                local.interface.to_string(),
+                addresses,
+            )
+        })
+        .collect()
+}
+
+fn local_addresses(index: &Index) -> BTreeSet<IpAddr> {
+    locals(index)
+        .into_iter()
+        .flat_map(|(_, _, addresses)| addresses)
+        .collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -192,7 +233,11 @@ proptest! {
         for step in &steps {
             let events = truth.take(step, &last);
             for event in &events {
+                let before = local_addresses(&index);
                 let delta = index.apply(event.clone());
+                let gone: BTreeSet<IpAddr> =
+                    before.difference(&local_addresses(&index)).copied().collect();
+                prop_assert_eq!(&delta.left, &gone, "addresses that left, {:?}", event);
                 mirror.follow(delta, &mut index);
             }
             // What a relist removed must not be told again.
@@ -203,6 +248,7 @@ proptest! {
             };
             let fresh = Mirror::compiled(&mut truth.index());
             prop_assert_eq!(&mirror.rulesets, &fresh.rulesets, "after {:?}", step);
+            prop_assert_eq!(locals(&index), locals(&truth.index()), "after {:?}", step);
         }
     }
 
@@ -212,12 +258,14 @@ proptest! {
             prop::collection::vec(cluster::namespace(), 1..5),
             prop::collection::vec(cluster::pod(), 1..10),
             prop::collection::vec(cluster::policy(), 1..5),
+            prop::collection::vec(cluster::routes(), 0..5),
         )
-            .prop_flat_map(|(namespaces, pods, policies)| {
+            .prop_flat_map(|(namespaces, pods, policies, routes)| {
                 let mut truth = Truth::default();
                 let steps = namespaces.into_iter().map(Step::Namespace)
                     .chain(pods.into_iter().map(Step::Pod))
-                    .chain(policies.into_iter().map(Step::Policy));
+                    .chain(policies.into_iter().map(Step::Policy))
+                    .chain(routes.into_iter().map(Step::Routes));
                 for step in steps {
                     truth.take(&step, &[]);
                 }
@@ -225,6 +273,7 @@ proptest! {
                     truth.namespaces.values().map(cluster::namespace_applied)
                     .chain(truth.pods.values().map(cluster::pod_applied))
                     .chain(truth.policies.values().map(cluster::policy_applied))
+                    .chain(truth.routes.values().map(cluster::routes_applied))
                     .collect();
                 (Just(events.clone()), Just(events).prop_shuffle())
             })

@@ -211,15 +211,13 @@ fn packets() -> Vec<Packet> {
     for (in_interface, source) in &ends {
         for (out_interface, destination) in &ends {
             for port in [Some((Protocol::Tcp, 80)), Some((Protocol::Udp, 82)), None] {
-                packets.push(Packet {
-                    in_interface: in_interface.clone(),
-                    out_interface: out_interface.clone(),
-                    source: source.parse().unwrap(),
-                    destination: destination.parse().unwrap(),
+                packets.push(Packet::first(
+                    in_interface.as_str(),
+                    out_interface.as_str(),
+                    source.parse().unwrap(),
+                    destination.parse().unwrap(),
                     port,
-                    established: false,
-                    source_elsewhere: false,
-                });
+                ));
             }
         }
     }

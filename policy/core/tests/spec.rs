@@ -11,8 +11,9 @@ use cluster::{NODE, V4, V6};
 use proptest::prelude::*;
 use selvage_policy_core::compile::compile;
 use selvage_policy_core::eval::{Packet, Verdict, eval};
-use selvage_policy_core::ruleset::{Family, Protocol, VethPrefix};
-use serde_json::Value;
+use selvage_policy_core::ruleset::{Family, FlowState, Protocol, VethPrefix};
+use selvage_policy_core::verdict::{self, Flow};
+use serde_json::{Value, json};
 
 struct Cluster {
     namespaces: Vec<Value>,
@@ -100,6 +101,20 @@ fn has_address(pod: &Value, address: IpAddr) -> bool {
         .any(|entry| text(&entry["ip"]).parse() == Ok(address))
 }
 
+fn has_port(pod: &Value, (protocol, name, number): (&str, &str, i64)) -> bool {
+    let spec = &pod["spec"];
+    let containers = list(&spec["containers"])
+        .iter()
+        .chain(list(&spec["initContainers"]));
+    containers
+        .flat_map(|container| list(&container["ports"]))
+        .any(|port| {
+            port["name"] == name
+                && port["protocol"].as_str().unwrap_or("TCP") == protocol
+                && port["containerPort"] == number
+        })
+}
+
 fn is_local(pod: &Value) -> bool {
     is_live(pod) && pod["spec"]["nodeName"] == NODE
 }
@@ -141,12 +156,41 @@ impl Cluster {
         }))
     }
 
-    /// `None`: not understood.
+    /// Whether some pod that has the address, is one of the peers (none: all pods) and calls the
+    /// number by the name.
+    fn is_named(
+        &self,
+        policy: &Value,
+        peers: &[Value],
+        address: IpAddr,
+        port: (&str, &str, i64),
+    ) -> Option<bool> {
+        let anybody = [json!({"namespaceSelector": {}})];
+        let peers = if peers.is_empty() {
+            &anybody[..]
+        } else {
+            peers
+        };
+        let mut named = false;
+        for peer in peers.iter().filter(|peer| peer.get("ipBlock").is_none()) {
+            for pod in &self.pods {
+                let alone = Cluster {
+                    namespaces: self.namespaces.clone(),
+                    pods: vec![pod.clone()],
+                    policies: Vec::new(),
+                };
+                named |= alone.is_peer(policy, peer, address)? && has_port(pod, port);
+            }
+        }
+        Some(named)
+    }
+
+    /// `None`: not understood. `subject`: the pod that packets go to, in ingress.
     fn rule_allows(
         &self,
         policy: &Value,
-        peers: &Value,
-        ports: &Value,
+        (peers, ports): (&Value, &Value),
+        subject: Option<&Value>,
         address: IpAddr,
         port: Option<(&str, i64)>,
     ) -> Option<bool> {
@@ -155,10 +199,26 @@ impl Cluster {
             peer_ok |= self.is_peer(policy, peer, address)?;
         }
         let mut port_ok = list(ports).is_empty();
+        let mut peer_port_ok = false;
         for entry in list(ports) {
             let protocol = entry["protocol"].as_str().unwrap_or("TCP");
             if !["TCP", "UDP", "SCTP"].contains(&protocol) {
                 return None;
+            }
+            if let Some(name) = entry["port"].as_str() {
+                if name == "80" || entry.get("endPort").is_some() {
+                    return None;
+                }
+                if let Some((is, number)) = port.filter(|(is, _)| *is == protocol) {
+                    match subject {
+                        Some(pod) => port_ok |= has_port(pod, (is, name, number)),
+                        None => {
+                            peer_port_ok |=
+                                self.is_named(policy, list(peers), address, (is, name, number))?;
+                        }
+                    }
+                }
+                continue;
             }
             let number = |value: &Value| match value {
                 Value::Null => Some(None),
@@ -173,7 +233,19 @@ impl Cluster {
             port_ok |=
                 port.is_some_and(|(is, number)| is == protocol && (first..=last).contains(&number));
         }
-        Some(peer_ok && port_ok)
+        Some((peer_ok && port_ok) || peer_port_ok)
+    }
+
+    /// Whether a flow that is known by its addresses alone may go on: every local pod that may be
+    /// at an end of it must allow it.
+    fn may_go_on(&self, source: IpAddr, destination: IpAddr, port: Option<(&str, i64)>) -> bool {
+        let at = |address| {
+            let local = self.pods.iter().filter(|pod| is_local(pod));
+            local.filter(move |pod| has_address(pod, address))
+        };
+        let own = at(source).any(|pod| at(destination).any(|other| pod == other));
+        own || at(source).all(|pod| self.allows("Egress", pod, destination, port))
+            && at(destination).all(|pod| self.allows("Ingress", pod, source, port))
     }
 
     /// Whether the policies let a pod send to an address, or receive from it.
@@ -206,14 +278,14 @@ impl Cluster {
                     continue;
                 }
             }
-            let (rules, peers) = match direction {
-                "Ingress" => (&spec["ingress"], "from"),
-                _ => (&spec["egress"], "to"),
+            let (rules, peers, subject) = match direction {
+                "Ingress" => (&spec["ingress"], "from", Some(pod)),
+                _ => (&spec["egress"], "to", None),
             };
             for rule in list(rules) {
-                let (peers, ports) = (&rule[peers], &rule["ports"]);
+                let rule = (&rule[peers], &rule["ports"]);
                 allowed |= self
-                    .rule_allows(policy, peers, ports, address, port)
+                    .rule_allows(policy, rule, subject, address, port)
                     .unwrap_or(false);
             }
         }
@@ -261,22 +333,16 @@ const PORTS: [Option<(&str, i64)>; 8] = [
 ];
 
 fn packet(from: &End, to: &End, port: Option<(&str, i64)>) -> Packet {
-    Packet {
-        in_interface: from.interface.clone(),
-        out_interface: to.interface.clone(),
-        source: from.address,
-        destination: to.address,
-        port: port.map(|(protocol, number)| {
-            let protocol = match protocol {
-                "TCP" => Protocol::Tcp,
-                "UDP" => Protocol::Udp,
-                _ => Protocol::Sctp,
-            };
-            (protocol, u16::try_from(number).unwrap())
-        }),
-        established: false,
-        source_elsewhere: false,
-    }
+    let port = port.map(|(protocol, number)| {
+        let protocol = match protocol {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            _ => Protocol::Sctp,
+        };
+        (protocol, u16::try_from(number).unwrap())
+    });
+    let (from_interface, to_interface) = (from.interface.as_str(), to.interface.as_str());
+    Packet::first(from_interface, to_interface, from.address, to.address, port)
 }
 
 proptest! {
@@ -294,6 +360,7 @@ proptest! {
         let mut index = cluster::index(&cluster.namespaces, &cluster.pods, &cluster.policies);
         let v4 = compile(&mut index, Family::V4);
         let v6 = compile(&mut index, Family::V6);
+        let judge = index.judge();
         let ends = ends(&cluster);
         for from in &ends {
             for to in &ends {
@@ -317,8 +384,21 @@ proptest! {
                         "{} ({}) to {} ({}), {:?}",
                         from.address, from.interface, to.address, to.interface, port
                     );
+                    let flow = Flow {
+                        source: from.address,
+                        destination: to.address,
+                        port: packet(from, to, port).port,
+                    };
+                    let verdict = judge.verdict(&flow);
+                    let judged = match verdict {
+                        verdict::Verdict::Allowed => Some(true),
+                        verdict::Verdict::Forbidden { .. } => Some(false),
+                        verdict::Verdict::NotOurs => None,
+                    };
+                    let want = cluster.may_go_on(from.address, to.address, port);
+                    prop_assert_eq!(judged, Some(want), "{:?}", flow);
                     let mut known = packet(from, to, port);
-                    known.established = true;
+                    known.state = FlowState::Established;
                     prop_assert_eq!(eval(ruleset, &known), Verdict::Passed, "established");
                     let mut spoofed = packet(from, to, port);
                     spoofed.source_elsewhere = true;

@@ -224,7 +224,7 @@ impl IpSets {
         Ok(headers)
     }
 
-    /// A set's header and members.
+    /// A set's header and members; of a guard set the header alone.
     ///
     /// *Errors*: [`Error::Refused`] when there is no such set; [`Error::Garbled`] when it is of a
     /// type that we don't make.
@@ -244,7 +244,11 @@ impl IpSets {
             .iter()
             .find_map(|reply| wire::header(reply.attributes()))
             .ok_or_else(|| garbled("no header"))?;
-        let kind = header.kind.ok_or_else(|| garbled("not a type of ours"))?;
+        let kind = match header.kind.ok_or_else(|| garbled("not a type of ours"))? {
+            kind @ (SetKind::Net | SetKind::NetPort) => kind,
+            // Who fills it reads it.
+            SetKind::Guard => return Ok((header, BTreeSet::new())),
+        };
         let members = replies
             .iter()
             .flat_map(|reply| wire::members(reply.attributes(), kind))
@@ -287,6 +291,14 @@ impl IpSets {
             .nested(attribute::DATA, |data| {
                 data.net_u32(attribute::HASH_SIZE, wire::hash_size(expected))
                     .net_u32(attribute::MAX_ELEMENTS, room);
+                match kind {
+                    SetKind::Net | SetKind::NetPort => {}
+                    // That there is a timeout makes that members can have one.
+                    SetKind::Guard => {
+                        data.net_u32(attribute::TIMEOUT, 0)
+                            .net_u32(attribute::CREATE_FLAGS, wire::FLAG_FORCE_ADD);
+                    }
+                }
             });
         self.socket.request(&object, message).map(drop)
     }

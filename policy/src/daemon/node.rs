@@ -53,6 +53,8 @@ impl Node {
             index::Resource::Pods => Resource::Pods,
             index::Resource::Namespaces => Resource::Namespaces,
             index::Resource::Policies => Resource::NetworkPolicies,
+            // The kernel's, and not waited for: a pod's address comes from elsewhere till then.
+            index::Resource::Routes => return,
         };
         self.metrics.set_in_sync(resource, true);
         self.status.send_if_modified(|status| {

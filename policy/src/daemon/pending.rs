@@ -176,6 +176,7 @@ mod tests {
                     remove: all(remove),
                 },
             )]),
+            ..Delta::default()
         }
     }
 

@@ -52,12 +52,13 @@ impl Rejected {
             Event::RelistDone(Resource::Policies) => {
                 self.policies.retain(|_, rejection| rejection.seen);
             }
-            Event::RelistStarted(Resource::Pods | Resource::Namespaces)
-            | Event::RelistDone(Resource::Pods | Resource::Namespaces)
+            Event::RelistStarted(Resource::Pods | Resource::Namespaces | Resource::Routes)
+            | Event::RelistDone(Resource::Pods | Resource::Namespaces | Resource::Routes)
             | Event::PodApplied(_)
             | Event::PodDeleted(..)
             | Event::NamespaceApplied(_)
-            | Event::NamespaceDeleted(_) => {}
+            | Event::NamespaceDeleted(_)
+            | Event::Routes { .. } => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use selvage_policy_core::index::{self, Event};
 use selvage_policy_core::model::{
-    Labels, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy,
+    Interfaces, Labels, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy,
 };
 use selvage_policy_core::ruleset::{Family, Ruleset, VethPrefix};
 use selvage_policy_core::{api, convert};
@@ -112,6 +112,7 @@ impl Fixture {
             backend: BackendChoice::Auto,
             families: [Family::V4].into(),
             source_check: true,
+            drop_invalid: true,
             apply_gap: Duration::from_millis(50),
             resync: Duration::from_secs(60),
             metrics_address: None,
@@ -221,6 +222,8 @@ fn pod(name: &str, node: &str, address: &str) -> Event {
         finished: false,
         labels: Labels::default(),
         addresses: [address.parse().unwrap()].into(),
+        ports: [].into(),
+        interfaces: Interfaces::default(),
     })
 }
 
@@ -289,11 +292,11 @@ async fn a_policy_writes_rules_and_a_peer_changes_members_alone() {
     let mut daemon = Fixture::start();
     daemon.sync().await;
     let (before, _) = daemon.rules().await;
-    assert!(before.sets.is_empty());
+    assert_eq!(before.sets.len(), 1, "the guard set alone");
     daemon.tell(Event::PolicyApplied(policy())).await;
     let (rules, look) = daemon.rules().await;
     assert_eq!(look, Look::Remembered);
-    assert_eq!(rules.sets.len(), 1);
+    assert_eq!(rules.sets.len(), 2, "the policy's beside the guard");
 
     daemon.tell(pod("late", "node-2", "10.0.0.3")).await;
     let Call::Members(changes) = daemon.calls.recv().await.unwrap() else {

@@ -6,22 +6,37 @@
 
 use std::collections::BTreeMap;
 
-use super::name;
+use super::{guard, name};
 use crate::ruleset::{Action, Chain, ChainName, Interface, Match, Rule, VethPrefix};
 
 /// 8: up to here a chain lists its pods; above, it splits on the next digit, 16 ways.
 const LEAVES_MAX: usize = 8;
 
-/// Every local pod's interface, and the chain that judges it; `None`: it is not isolated.
-pub(super) type Leaves = BTreeMap<Interface, Option<ChainName>>;
+/// Every local pod's interface, and what is to be asked about its packets.
+pub(super) type Leaves = BTreeMap<Interface, Leaf>;
 
-/// The two trees.
+/// What happens to the packets of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Leaf {
+    /// They pass: the pod isn't isolated.
+    Open,
+    /// This chain judges them.
+    Judged(ChainName),
+    /// They don't pass.
+    Closed,
+}
+
+/// The trees.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Tree {
     /// By the interface a packet came in by: egress of the pod.
     From,
     /// By the interface it goes out by: ingress of the pod.
     To,
+    /// [`Tree::From`] for pods on a branch ENI.
+    BranchFrom,
+    /// [`Tree::To`] for pods on a branch ENI.
+    BranchTo,
 }
 
 impl Tree {
@@ -34,6 +49,8 @@ impl Tree {
         let root = match self {
             Self::From => "selvage-from",
             Self::To => "selvage-to",
+            Self::BranchFrom => "selvage-branch-from",
+            Self::BranchTo => "selvage-branch-to",
         };
         if digits.is_empty() {
             name(root)
@@ -42,36 +59,51 @@ impl Tree {
         }
     }
 
-    fn at(self, interface: Interface) -> Match {
+    /// The packets of this direction of an interface.
+    pub(super) fn at(self, interface: Interface) -> Match {
         match self {
-            Self::From => Match::In(interface),
-            Self::To => Match::Out(interface),
+            Self::From | Self::BranchFrom => Match::In(interface),
+            Self::To | Self::BranchTo => Match::Out(interface),
+        }
+    }
+
+    /// Not those that a pod sends to itself.
+    fn not_back(self, interface: Interface) -> Match {
+        match self {
+            Self::From | Self::BranchFrom => Match::NotOut(interface),
+            Self::To | Self::BranchTo => Match::NotIn(interface),
+        }
+    }
+
+    /// What becomes of the packets of an interface that nobody told us about. Of those whose name
+    /// begins as a branch ENI pod's does we can't say that they are a pod's.
+    fn stranger(self) -> Action {
+        match self {
+            Self::From | Self::To => Action::Drop,
+            Self::BranchFrom | Self::BranchTo => Action::Return,
+        }
+    }
+
+    /// Whether the guards must wait for the leaf.
+    fn guards_at_leaves(self) -> bool {
+        match self {
+            Self::From | Self::To => false,
+            Self::BranchFrom | Self::BranchTo => true,
         }
     }
 }
 
-/// Adds a tree's chains. Each ends in DROP: an interface with our prefix that nobody told us
-/// about gets nothing through.
+/// Adds a tree's chains, the root with `first` before all else. An interface with our prefix that
+/// nobody told us about gets nothing through.
 pub(super) fn grow(
     tree: Tree,
     prefix: &VethPrefix,
     leaves: &Leaves,
+    first: &[Rule],
     chains: &mut BTreeMap<ChainName, Chain>,
 ) {
-    let leaves: Vec<Leaf> = leaves
-        .iter()
-        .map(|(interface, chain)| Leaf {
-            interface,
-            chain: chain.as_ref(),
-        })
-        .collect();
-    grow_from(tree, prefix, "", &leaves, chains);
-}
-
-#[derive(Clone, Copy)]
-struct Leaf<'a> {
-    interface: &'a Interface,
-    chain: Option<&'a ChainName>,
+    let leaves: Vec<(&Interface, &Leaf)> = leaves.iter().collect();
+    grow_from(tree, prefix, "", &leaves, first.to_vec(), chains);
 }
 
 /// The chain for the interfaces that begin with `digits`, and those below it.
@@ -79,55 +111,57 @@ fn grow_from(
     tree: Tree,
     prefix: &VethPrefix,
     digits: &str,
-    leaves: &[Leaf<'_>],
+    leaves: &[(&Interface, &Leaf)],
+    mut rules: Vec<Rule>,
     chains: &mut BTreeMap<ChainName, Chain>,
 ) {
-    let mut rules = Vec::new();
     if leaves.len() <= LEAVES_MAX {
-        for leaf in leaves {
-            rules.extend(leaf_rules(tree, leaf));
+        for (interface, leaf) in leaves {
+            rules.extend(leaf_rules(tree, interface, leaf));
         }
     } else {
         let depth = digits.len();
-        let next = |leaf: &Leaf<'_>| prefix.digits(leaf.interface).as_bytes()[depth];
+        let next = |interface: &Interface| prefix.digits(interface).as_bytes()[depth];
         // Sorted by name, so equal digits stand together.
-        for branch in leaves.chunk_by(|a, b| next(a) == next(b)) {
+        for branch in leaves.chunk_by(|(a, _), (b, _)| next(a) == next(b)) {
             match branch {
-                [leaf] => rules.extend(leaf_rules(tree, leaf)),
+                [(interface, leaf)] => rules.extend(leaf_rules(tree, interface, leaf)),
                 _ => {
-                    let digits = &prefix.digits(branch[0].interface)[..=depth];
+                    let digits = &prefix.digits(branch[0].0)[..=depth];
                     rules.push(Rule {
                         matches: vec![tree.at(prefix.beginning(digits))],
                         action: Action::Goto(tree.chain(digits)),
                     });
-                    grow_from(tree, prefix, digits, branch, chains);
+                    grow_from(tree, prefix, digits, branch, Vec::new(), chains);
                 }
             }
         }
     }
-    chains.insert(tree.chain(digits), Chain::ending_in(Action::Drop, rules));
+    chains.insert(tree.chain(digits), Chain::ending_in(tree.stranger(), rules));
 }
 
 /// A pod that reaches itself (through a Service: in and out by the same interface) is never
-/// judged. So the profile is asked about all else, and the second rule takes what is left.
-fn leaf_rules(tree: Tree, leaf: &Leaf<'_>) -> Vec<Rule> {
-    let at = tree.at(leaf.interface.clone());
-    let allowed = Rule {
+/// judged. So the profile is asked about all else, and the last rule takes what is left.
+fn leaf_rules(tree: Tree, interface: &Interface, leaf: &Leaf) -> Vec<Rule> {
+    let at = tree.at(interface.clone());
+    let last = |action| Rule {
         matches: vec![at.clone()],
-        action: Action::Return,
+        action,
     };
-    let Some(chain) = leaf.chain else {
-        return vec![allowed];
-    };
-    let matches = match tree {
-        Tree::From => vec![at, Match::NotOut(leaf.interface.clone())],
-        Tree::To => vec![at, Match::NotIn(leaf.interface.clone())],
-    };
-    vec![
-        Rule {
-            matches,
-            action: Action::Goto(chain.clone()),
-        },
-        allowed,
-    ]
+    let mut rules = Vec::new();
+    if tree.guards_at_leaves() {
+        rules.push(last(Action::Jump(guard::chain_name())));
+    }
+    match leaf {
+        Leaf::Open => rules.push(last(Action::Return)),
+        Leaf::Closed => rules.push(last(Action::Drop)),
+        Leaf::Judged(chain) => {
+            rules.push(Rule {
+                matches: vec![at.clone(), tree.not_back(interface.clone())],
+                action: Action::Goto(chain.clone()),
+            });
+            rules.push(last(Action::Return));
+        }
+    }
+    rules
 }

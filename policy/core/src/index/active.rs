@@ -1,19 +1,20 @@
-//! What the pods of this node need: their profiles, what these allow, and the selectors in it.
+//! What the pods of this node need: their profiles, what these allow, and the sources in it.
+
+mod feed;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-
-use ipnet::IpNet;
+use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use super::candidates::Candidates;
 use super::event::MemberChange;
-use super::members::{Members, Touched, selects};
+use super::members::{Members, Source, Touched};
+use super::places::{Placed, Places};
 use super::policies_on;
-use crate::fold::{Bucket, Folded};
-use crate::model::{
-    Direction, Labels, NamespaceName, NodeName, PeerSelector, Pod, PodKey, Policy, PolicyKey,
-};
-use crate::ruleset::{Family, SetName};
+use crate::fold::{Folded, Stamp};
+use crate::model::{Direction, Labels, NamedPort, NamespaceName, Pod, PodKey, Policy, PolicyKey};
+use crate::ruleset::{Family, Member, SetName};
+pub(crate) use feed::{Feed, Feeds};
 
 /// The policies that isolate some pods in a direction. Pods with the same profile share a chain
 /// and its sets.
@@ -25,6 +26,9 @@ pub struct Profile {
     pub direction: Direction,
     /// Which policies, all of them in force together.
     pub policies: BTreeSet<PolicyKey>,
+    /// The numbers that the pods call by the names in the policies' ingress rules. A name that
+    /// they don't have is not here; nor is any in egress, where it is the peer that has the port.
+    pub ports: BTreeMap<NamedPort, BTreeSet<NonZeroU16>>,
 }
 
 /// By which profiles a pod is isolated; `None`: it is not.
@@ -40,13 +44,23 @@ impl Isolation {
     /// What the policies make of a pod.
     pub(super) fn of(pod: &Pod, policies: &BTreeMap<PolicyKey, Policy>) -> Self {
         let profile = |direction| {
-            let policies: BTreeSet<PolicyKey> = policies_on(pod, direction, policies)
-                .map(|policy| policy.key.clone())
-                .collect();
-            (!policies.is_empty()).then_some(Profile {
+            let mut profile = Profile {
                 direction,
-                policies,
-            })
+                policies: BTreeSet::new(),
+                ports: BTreeMap::new(),
+            };
+            for policy in policies_on(pod, direction, policies) {
+                profile.policies.insert(policy.key.clone());
+                if direction == Direction::Ingress {
+                    for named in policy.named_ingress() {
+                        let numbers: BTreeSet<NonZeroU16> = pod.numbers(named).collect();
+                        if !numbers.is_empty() {
+                            profile.ports.insert(named.clone(), numbers);
+                        }
+                    }
+                }
+            }
+            (!profile.policies.is_empty()).then_some(profile)
         };
         Self {
             ingress: profile(Direction::Ingress),
@@ -69,30 +83,34 @@ impl Isolation {
 pub(super) struct Active {
     pods: BTreeMap<PodKey, Isolation>,
     profiles: BTreeMap<Profile, Folded>,
-    selectors: Vec<Selected>,
-    by_selector: BTreeMap<PeerSelector, usize>,
+    sources: Vec<Counted>,
+    by_source: BTreeMap<Source, usize>,
     candidates: Candidates,
-    feeds: Vec<Feed>,
+    feeds: Arc<Feeds>,
 }
 
-/// A selector in use.
+/// A source in use.
 #[derive(Debug)]
-struct Selected {
-    selector: PeerSelector,
-    members: Members,
-    /// The feeds that it is part of.
-    feeds: Vec<usize>,
+struct Counted {
+    source: Source,
+    /// Shared with judges that look at it as it was: copied on the first change then.
+    members: Arc<Members>,
+    /// The feeds that it is part of, and what its members carry there.
+    feeds: Vec<(usize, Stamp)>,
 }
 
-/// The part of a set that one kind of traffic of one profile fills.
-#[derive(Debug)]
-struct Feed {
-    /// Which set, in each family.
-    sets: BTreeMap<Family, SetName>,
-    bucket: Bucket,
-    selectors: Vec<usize>,
-    /// Blocks of single addresses: where a pod has one, it comes and goes without effect.
-    hosts: BTreeSet<IpNet>,
+impl Counted {
+    /// The member that an element is in one of the feeds.
+    fn member(&self, (address, own): super::members::Element, stamp: Stamp) -> Member {
+        Member {
+            net: address.into(),
+            port: if self.source.port.is_some() {
+                own
+            } else {
+                stamp
+            },
+        }
+    }
 }
 
 impl Active {
@@ -104,23 +122,39 @@ impl Active {
         self.profiles.iter()
     }
 
-    pub(super) fn members(&self, selector: &PeerSelector) -> &Members {
-        let index = self.by_selector[selector];
-        &self.selectors[index].members
+    pub(super) fn feeds(&self) -> &Arc<Feeds> {
+        &self.feeds
     }
 
-    /// The same, made anew from the stores. Members of selectors that stay in use are kept.
+    pub(super) fn members(&self) -> impl Iterator<Item = &Arc<Members>> {
+        self.sources.iter().map(|counted| &counted.members)
+    }
+
+    /// The members of a set, as they should be.
+    pub(super) fn set_members(&self, feed: &Feed, family: Family) -> BTreeSet<Member> {
+        let pods = feed.parts().flat_map(|(stamp, source)| {
+            let counted = &self.sources[source];
+            let elements = counted.members.elements();
+            elements.map(move |element| counted.member(element, stamp))
+        });
+        feed.bucket()
+            .block_members(family)
+            .chain(pods.filter(|member| Family::of(&member.net) == family))
+            .collect()
+    }
+
+    /// The same, made anew from the stores. Members of sources that stay in use are kept.
     pub(super) fn rebuilt(
         mut self,
-        node: &NodeName,
+        places: &Places,
         pods: &BTreeMap<PodKey, Pod>,
         namespaces: &BTreeMap<NamespaceName, Labels>,
         policies: &BTreeMap<PolicyKey, Policy>,
     ) -> Self {
         let mut fresh = Self::default();
-        for pod in pods.values().filter(|pod| pod.is_enforced_on(node)) {
+        for pod in places.local().keys().filter_map(|key| pods.get(key)) {
             let isolation = Isolation::of(pod, policies);
-            for direction in [Direction::Ingress, Direction::Egress] {
+            for direction in Direction::BOTH {
                 if let Some(profile) = isolation.profile(direction)
                     && !fresh.profiles.contains_key(profile)
                 {
@@ -138,157 +172,157 @@ impl Active {
         }
         let profiles = std::mem::take(&mut fresh.profiles);
         let mut new = Candidates::default();
-        for folded in profiles.values() {
-            for bucket in folded.buckets() {
-                fresh.feed(bucket, &mut self, &mut new);
+        let mut feeds = Feeds::default();
+        for bucket in profiles.values().flat_map(Folded::buckets) {
+            let Some(mut feed) = Feed::of(bucket) else {
+                continue;
+            };
+            let number = feeds.len();
+            for (stamp, selector) in bucket.selectors() {
+                let source = Source {
+                    selector: selector.clone(),
+                    port: None,
+                };
+                let source = fresh.select(source, &mut self, &mut new);
+                fresh.sources[source].feeds.push((number, stamp));
+                feed.add(stamp, source);
             }
+            for (named, selector) in bucket.named() {
+                let source = Source {
+                    selector: selector.clone(),
+                    port: Some(named.clone()),
+                };
+                let source = fresh.select(source, &mut self, &mut new);
+                fresh.sources[source].feeds.push((number, None));
+                feed.add_named(source);
+            }
+            feeds.push(feed);
         }
         fresh.profiles = profiles;
-        fresh.count(&new, pods, namespaces);
+        fresh.feeds = Arc::new(feeds);
+        fresh.count(&new, places, pods, namespaces);
         fresh
     }
 
-    /// Adds a bucket's feed. A selector that was in use keeps its members; else it is put among
-    /// the `new`, to be counted.
-    fn feed(&mut self, bucket: &Bucket, previous: &mut Self, new: &mut Candidates) {
-        let Some(set) = bucket.set() else {
-            return;
-        };
-        let feed = self.feeds.len();
-        let mut selectors = Vec::new();
-        for selector in bucket.selectors() {
-            let known = self.by_selector.get(selector).copied();
-            let index = known.unwrap_or_else(|| self.select(selector, previous, new));
-            self.selectors[index].feeds.push(feed);
-            selectors.push(index);
+    /// The number of a source. One that was in use keeps its members; else it is put among the
+    /// `new`, to be counted.
+    fn select(&mut self, source: Source, previous: &mut Self, new: &mut Candidates) -> usize {
+        if let Some(number) = self.by_source.get(&source) {
+            return *number;
         }
-        let families = [Family::V4, Family::V6];
-        let hosts = families
-            .iter()
-            .flat_map(|family| bucket.block_nets(*family))
-            .filter(|net| net.prefix_len() == net.max_prefix_len())
-            .collect();
-        self.feeds.push(Feed {
-            sets: families
-                .iter()
-                .map(|family| (*family, set.name(*family)))
-                .collect(),
-            bucket: bucket.clone(),
-            selectors,
-            hosts,
-        });
-    }
-
-    fn select(
-        &mut self,
-        selector: &PeerSelector,
-        previous: &mut Self,
-        new: &mut Candidates,
-    ) -> usize {
-        let number = self.selectors.len();
-        let members = match previous.by_selector.get(selector) {
-            Some(index) => std::mem::take(&mut previous.selectors[*index].members),
+        let number = self.sources.len();
+        let members = match previous.by_source.get(&source) {
+            Some(index) => std::mem::take(&mut previous.sources[*index].members),
             None => {
-                new.insert(number, selector);
-                Members::default()
+                new.insert(number, &source.selector);
+                Arc::default()
             }
         };
-        self.selectors.push(Selected {
-            selector: selector.clone(),
+        self.candidates.insert(number, &source.selector);
+        self.by_source.insert(source.clone(), number);
+        self.sources.push(Counted {
+            source,
             members,
             feeds: Vec::new(),
         });
-        self.candidates.insert(number, selector);
-        self.by_selector.insert(selector.clone(), number);
         number
     }
 
-    /// Counts the members of new selectors: all pods, once.
+    /// Counts the members of new sources: all pods, once.
     fn count(
         &mut self,
         new: &Candidates,
+        places: &Places,
         pods: &BTreeMap<PodKey, Pod>,
         namespaces: &BTreeMap<NamespaceName, Labels>,
     ) {
+        if new.is_empty() {
+            return;
+        }
         let mut numbers = BTreeSet::new();
         for pod in pods.values() {
             numbers.clear();
             new.collect(pod, &mut numbers);
+            if numbers.is_empty() {
+                continue;
+            }
+            let placed = places.place(pod);
             for number in &numbers {
-                let selected = &mut self.selectors[*number];
-                if selects(&selected.selector, pod, namespaces.get(&pod.key.namespace)) {
-                    for address in &pod.addresses {
-                        selected.members.add(*address);
-                    }
+                let counted = &mut self.sources[*number];
+                let namespace = namespaces.get(&pod.key.namespace);
+                let members = Arc::make_mut(&mut counted.members);
+                for element in counted.source.elements(&placed, namespace) {
+                    members.add(element);
                 }
             }
         }
     }
 
-    /// Moves a pod from one state to another in every selector: other labels, other addresses,
-    /// or a namespace with other labels.
+    /// Moves a pod from one state to another in every source: other labels, other addresses,
+    /// other ports, or a namespace with other labels.
     pub(super) fn move_pod(
         &mut self,
-        before: Option<&Pod>,
-        after: Option<&Pod>,
-        labels_before: Option<&Labels>,
-        labels_after: Option<&Labels>,
+        before: Option<(&Placed<'_>, Option<&Labels>)>,
+        after: Option<(&Placed<'_>, Option<&Labels>)>,
         touched: &mut Touched,
     ) {
         let mut numbers = BTreeSet::new();
-        for pod in before.into_iter().chain(after) {
-            self.candidates.collect(pod, &mut numbers);
+        for (placed, _) in before.into_iter().chain(after) {
+            self.candidates.collect(placed.pod, &mut numbers);
         }
         for index in numbers {
-            let selected = &mut self.selectors[index];
-            let of = |pod: Option<&Pod>, labels| -> BTreeSet<IpAddr> {
-                pod.filter(|pod| selects(&selected.selector, pod, labels))
-                    .map(|pod| pod.addresses.clone())
+            let counted = &mut self.sources[index];
+            let of = |state: Option<(&Placed<'_>, Option<&Labels>)>| -> BTreeSet<_> {
+                state
+                    .map(|(placed, namespace)| counted.source.elements(placed, namespace))
                     .unwrap_or_default()
+                    .into_iter()
+                    .collect()
             };
-            let (old, new) = (of(before, labels_before), of(after, labels_after));
-            for address in old.symmetric_difference(&new) {
-                touched.note(index, *address, selected.members.contains(*address));
-                if new.contains(address) {
-                    selected.members.add(*address);
+            let (old, new) = (of(before), of(after));
+            if old == new {
+                continue;
+            }
+            let members = Arc::make_mut(&mut counted.members);
+            for element in old.symmetric_difference(&new) {
+                touched.note(index, *element, members.contains(*element));
+                if new.contains(element) {
+                    members.add(*element);
                 } else {
-                    selected.members.remove(*address);
+                    members.remove(*element);
                 }
             }
         }
     }
 
-    /// What an event did to the sets: an address goes in with the first part of a set that has
-    /// it, and out with the last.
+    /// What an event did to the sets: a member goes in with the first part of a set that has it,
+    /// and out with the last.
     pub(super) fn member_changes(
         &self,
         touched: &Touched,
         families: &BTreeSet<Family>,
         changes: &mut BTreeMap<SetName, MemberChange>,
     ) {
-        for (index, address, before) in touched.iter() {
-            let selected = &self.selectors[index];
-            let family = Family::of_address(address);
-            if before == selected.members.contains(address) || !families.contains(&family) {
+        let now = |source: usize, element| self.sources[source].members.contains(element);
+        let then = |source: usize, element| {
+            touched
+                .before(source, element)
+                .unwrap_or_else(|| now(source, element))
+        };
+        for (index, element, before) in touched.iter() {
+            let counted = &self.sources[index];
+            let family = Family::of_address(element.0);
+            if before == counted.members.contains(element) || !families.contains(&family) {
                 continue;
             }
-            for feed in &selected.feeds {
-                let feed = &self.feeds[*feed];
-                let net = IpNet::from(address);
-                let member = |index: &usize| self.selectors[*index].members.contains(address);
-                let was_member = |index: &usize| {
-                    touched
-                        .before(*index, address)
-                        .unwrap_or_else(|| member(index))
-                };
-                let host = feed.hosts.contains(&net);
-                let was = host || feed.selectors.iter().any(was_member);
-                let is = host || feed.selectors.iter().any(member);
+            for (feed, stamp) in &counted.feeds {
+                let feed = self.feeds.get(*feed);
+                let member = counted.member(element, *stamp);
+                let (was, is) = (feed.holds(&member, then), feed.holds(&member, now));
                 if was == is {
                     continue;
                 }
-                let change = changes.entry(feed.sets[&family].clone()).or_default();
-                let member = feed.bucket.member(net);
+                let change = changes.entry(feed.name(family).clone()).or_default();
                 if is {
                     change.add.insert(member);
                 } else {

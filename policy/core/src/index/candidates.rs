@@ -33,6 +33,11 @@ impl Candidates {
         }
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_namespace.is_empty() && self.by_label.is_empty() && self.others.is_empty()
+    }
+
     /// Adds to `numbers` the selectors that may select a pod; the rest does not.
     pub(super) fn collect(&self, pod: &Pod, numbers: &mut BTreeSet<usize>) {
         numbers.extend(&self.others);

@@ -1,6 +1,7 @@
 //! What goes into the index, and what comes out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::model::{Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy, PolicyKey};
 use crate::ruleset::{Family, Member, SetName, VethPrefix};
@@ -16,9 +17,11 @@ pub struct Settings {
     pub families: BTreeSet<Family>,
     /// Whether a pod's packets must come from where replies to them would go.
     pub source_check: bool,
+    /// Whether what conntrack can make nothing of is dropped, before any policy is asked.
+    pub drop_invalid: bool,
 }
 
-/// The three kinds of objects that are watched.
+/// The kinds of things that are watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// Pods of the whole cluster.
@@ -27,6 +30,8 @@ pub enum Resource {
     Namespaces,
     /// NetworkPolicies.
     Policies,
+    /// The kernel's host routes to pods' interfaces.
+    Routes,
 }
 
 /// Something that a watch said.
@@ -46,6 +51,13 @@ pub enum Event {
     PolicyApplied(Policy),
     /// A policy is gone.
     PolicyDeleted(PolicyKey),
+    /// These are all host routes (/32, /128) through an interface now; none: there is no more.
+    Routes {
+        /// The interface's name.
+        interface: String,
+        /// Where they lead.
+        addresses: BTreeSet<IpAddr>,
+    },
     /// A watch begins anew: every object that exists will be applied.
     RelistStarted(Resource),
     /// It has: what was not applied since the start is gone. Without a start, nothing happens.
@@ -60,13 +72,16 @@ pub struct Delta {
     pub recompile: bool,
     /// Otherwise: the difference to what was compiled last and the deltas since, by set.
     pub members: BTreeMap<SetName, MemberChange>,
+    /// Addresses that a pod of this node had before the event, and none has now. Flows from and to
+    /// them must not be found by whoever has them next.
+    pub left: BTreeSet<IpAddr>,
 }
 
 impl Delta {
     /// Whether nothing follows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.recompile && self.members.is_empty()
+        !self.recompile && self.members.is_empty() && self.left.is_empty()
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
-use super::Labels;
+use super::{Labels, NamedPort};
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident) => {
@@ -77,8 +78,25 @@ pub struct Pod {
     pub finished: bool,
     /// Its labels.
     pub labels: Labels,
-    /// Its addresses, of both families; empty until it has one.
+    /// Its addresses as the API server knows them, of both families; empty until it has one.
     pub addresses: BTreeSet<IpAddr>,
+    /// The ports that its containers call by a name. A name may stand for several.
+    pub ports: BTreeSet<(NamedPort, NonZeroU16)>,
+    /// Which interfaces it has.
+    pub interfaces: Interfaces,
+}
+
+/// Which interfaces a pod has beside the veth that every pod has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Security groups of its own, on a branch ENI: AWS's strict mode then calls the host end of
+    /// its veth `vlan` and the digits, its standard mode as ever. Which mode it is, the pod does
+    /// not say.
+    pub branch_eni: bool,
+    /// One more on each network card of the node, made by AWS's plugin.
+    pub more_cards: bool,
+    /// Others, made by another plugin (Multus): they aren't known by name.
+    pub others: bool,
 }
 
 impl Pod {
@@ -86,6 +104,15 @@ impl Pod {
     #[must_use]
     pub fn is_selectable(&self) -> bool {
         !self.host_network && !self.finished
+    }
+
+    /// The numbers that it calls by a name.
+    pub fn numbers(&self, named: &NamedPort) -> impl Iterator<Item = NonZeroU16> {
+        let (first, last) = (
+            (named.clone(), NonZeroU16::MIN),
+            (named.clone(), NonZeroU16::MAX),
+        );
+        self.ports.range(first..=last).map(|(_, number)| *number)
     }
 
     /// Whether this node enforces for it, even before it has an address or an interface.

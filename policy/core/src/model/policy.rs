@@ -1,5 +1,6 @@
 //! Policies: whom they isolate, and whom they let through.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{AddressSet, NamespaceName, Selector};
@@ -29,6 +30,11 @@ pub enum Direction {
     Egress,
 }
 
+impl Direction {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+}
+
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -55,6 +61,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The ports by name that its ingress rules speak of: each subject has numbers of its own.
+    pub fn named_ingress(&self) -> impl Iterator<Item = &NamedPort> {
+        self.ingress.iter().flatten().flat_map(|rule| &rule.named)
+    }
+
     /// The rules of a direction; `None` when the policy doesn't isolate in it.
     #[must_use]
     pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
@@ -72,6 +83,55 @@ pub struct Rule {
     pub peers: Peers,
     /// Which packets.
     pub traffic: Vec<Traffic>,
+    /// Which packets, too: those to ports that the pod they go to calls by these names.
+    pub named: BTreeSet<NamedPort>,
+}
+
+/// A port by name: its number is what the pod that a packet goes to calls so.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// Of which protocol; a port of another protocol is not meant, whatever its name.
+    pub protocol: Protocol,
+    /// Its name.
+    pub name: PortName,
+}
+
+impl fmt::Display for NamedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.protocol, self.name)
+    }
+}
+
+/// The name of a port.
+///
+/// *Shape*: an IANA service name as Kubernetes checks it: 1 to 15 of `[a-z0-9-]`, at least one
+/// letter, no dash at an end nor beside another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortName(String);
+
+/// 15: the API's limit (RFC 6335).
+const PORT_NAME_MAX: usize = 15;
+
+impl PortName {
+    /// Takes a name that a port can have; `None` for any other text.
+    #[must_use]
+    pub fn new(name: &str) -> Option<Self> {
+        let well_formed = (1..=PORT_NAME_MAX).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && name.bytes().any(|b| b.is_ascii_lowercase())
+            && !name.starts_with('-')
+            && !name.ends_with('-')
+            && !name.contains("--");
+        well_formed.then(|| Self(name.to_owned()))
+    }
+}
+
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// With whom.
@@ -99,6 +159,17 @@ pub struct PeerSelector {
     pub namespaces: Namespaces,
     /// Which pods there.
     pub pods: Selector,
+}
+
+impl PeerSelector {
+    /// All pods of the cluster.
+    #[must_use]
+    pub fn all_pods() -> Self {
+        Self {
+            namespaces: Namespaces::Matching(Selector::everything()),
+            pods: Selector::everything(),
+        }
+    }
 }
 
 /// Which namespaces.

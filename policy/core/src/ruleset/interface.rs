@@ -13,6 +13,9 @@ const HASH_DIGITS: usize = 11;
 /// 4: with 11 digits the name fills the 15 bytes that the kernel allows (`IFNAMSIZ` less one).
 const PREFIX_MAX: usize = 4;
 
+/// 32: the most network cards that an instance type has (p5.48xlarge).
+const CARDS_MAX: usize = 32;
+
 /// Beginnings that other interfaces have, which we would cut off.
 const TAKEN: [&str; 3] = ["eth", "vlan", "lo"];
 
@@ -60,6 +63,18 @@ impl VethPrefix {
             text: format!("{}{}", self.0, &hex(&digest)[..HASH_DIGITS]),
             whole: true,
         }
+    }
+
+    /// How AWS's plugin calls the host end of a pod with security groups of its own in strict
+    /// mode: `vlan` and the same digits. Nothing else can be said of names that begin so: the
+    /// node's uplink for such pods is `vlan.eth.7`, and people call theirs `vlan100`.
+    pub(crate) fn branch() -> Self {
+        Self("vlan".to_owned())
+    }
+
+    /// The host ends of a pod's interfaces on further network cards, as AWS's plugin calls them.
+    pub(crate) fn card_veths(&self, namespace: &str, pod: &str) -> impl Iterator<Item = Interface> {
+        (1..CARDS_MAX).map(move |card| self.veth(namespace, &format!("{pod}.{card}")))
     }
 
     /// Any interface with the prefix.

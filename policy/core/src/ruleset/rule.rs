@@ -58,6 +58,19 @@ pub enum Side {
     Destination,
 }
 
+/// What conntrack makes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowState {
+    /// Its flow has been seen in both directions, or it is an error about one that has.
+    Established,
+    /// It begins a flow, or so it seems: with `nf_conntrack_tcp_loose` any TCP packet may.
+    New,
+    /// It fits no flow and begins none.
+    Invalid,
+    /// Conntrack leaves it alone: neighbour discovery, and what `NOTRACK` names.
+    Untracked,
+}
+
 /// One condition of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Match {
@@ -69,15 +82,24 @@ pub enum Match {
     NotIn(Interface),
     /// It goes out by any other interface.
     NotOut(Interface),
-    /// Its flow is known to conntrack, or it is an error about one that is.
-    Established,
+    /// What conntrack makes of it.
+    State(FlowState),
+    /// It is TCP and opens no connection.
+    NotSyn,
+    /// It is SCTP and opens no association.
+    NotInit,
+    /// It is ICMPv6. Valid in IPv6 only.
+    Icmp6,
+    /// It is ICMPv6 of this type. Valid in IPv6 only.
+    Icmp6Type(u8),
     /// Its source isn't routed back by where it came in. Valid in `PREROUTING` only.
     SourceElsewhere,
     /// It is of this protocol.
     Protocol(Protocol),
     /// It is of this protocol and its destination port is in the range.
     Ports(Protocol, PortRange),
-    /// The set holds its peer (and, by kind, its protocol and destination port).
+    /// The set holds its peer (and, by kind, its protocol and destination port). Of kind
+    /// [`SetKind::Guard`]: its source, protocol, source port and destination.
     Set {
         /// Which set.
         set: SetName,

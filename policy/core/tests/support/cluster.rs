@@ -33,6 +33,29 @@ pub fn settings() -> Settings {
         prefix: VethPrefix::default(),
         families: [Family::V4, Family::V6].into(),
         source_check: true,
+        drop_invalid: true,
+    }
+}
+
+/// The kernel's routes to a pod's interface, as an object: `{metadata: {name}, addresses}`.
+pub fn routes() -> impl Strategy<Value = Value> {
+    let addresses = prop::collection::btree_set(select([&V4[..5], &V6[..3]].concat()), 0..=2);
+    (select(&NAMESPACES[..]), select(&PODS[..]), addresses).prop_map(
+        |(namespace, pod, addresses)| {
+            let interface = VethPrefix::default().veth(namespace, pod).to_string();
+            json!({"metadata": {"name": interface}, "addresses": addresses})
+        },
+    )
+}
+
+pub fn routes_applied(object: &Value) -> Event {
+    let addresses = object["addresses"].as_array().unwrap();
+    Event::Routes {
+        interface: object["metadata"]["name"].as_str().unwrap().to_owned(),
+        addresses: addresses
+            .iter()
+            .map(|address| address.as_str().unwrap().parse().unwrap())
+            .collect(),
     }
 }
 
@@ -92,6 +115,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
         prop::option::weighted(0.9, select(&V4[..5])),
         prop::option::weighted(0.5, select(&V6[..3])),
     );
+    let ports = prop::collection::vec(container_port(), 0..=3);
     (
         select(&NAMESPACES[..]),
         select(&PODS[..]),
@@ -101,17 +125,45 @@ pub fn pod() -> impl Strategy<Value = Value> {
         addresses,
         prop::bool::weighted(0.1),
         select(vec!["u0", "u1"]),
+        ports,
     )
         .prop_map(
-            |(namespace, name, labels, node, phase, (v4, v6), host, uid)| {
+            |(namespace, name, labels, node, phase, (v4, v6), host, uid, ports)| {
                 let ips: Vec<Value> = v4.into_iter().chain(v6).map(|ip| json!({"ip": ip})).collect();
+                let (first, rest) = ports.split_at(ports.len() / 2);
                 json!({
                     "metadata": {"name": name, "namespace": namespace, "labels": labels, "uid": uid},
-                    "spec": {"nodeName": node, "hostNetwork": host},
+                    "spec": {
+                        "nodeName": node,
+                        "hostNetwork": host,
+                        "containers": [{"ports": first}],
+                        "initContainers": [{"ports": rest}],
+                    },
                     "status": {"phase": phase, "podIPs": ips},
                 })
             },
         )
+}
+
+fn container_port() -> impl Strategy<Value = Value> {
+    let protocol = select(vec![
+        json!({}),
+        json!({"protocol": "TCP"}),
+        json!({"protocol": "UDP"}),
+    ]);
+    let name = select(vec![
+        Value::Null,
+        json!("http"),
+        json!("http"),
+        json!("dns"),
+    ]);
+    (protocol, name, 80..=82).prop_map(|(mut port, name, number)| {
+        port["containerPort"] = json!(number);
+        if !name.is_null() {
+            port["name"] = name;
+        }
+        port
+    })
 }
 
 fn selector() -> impl Strategy<Value = Value> {
@@ -185,9 +237,13 @@ fn port() -> impl Strategy<Value = Value> {
         json!({"port": 81, "endPort": 82}),
         json!({"port": 80, "endPort": 90}),
         json!({"port": 82, "endPort": 82}),
+        json!({"port": "http"}),
+        json!({"port": "http"}),
+        json!({"port": "dns"}),
     ]);
     let bad = select(vec![
-        json!({"port": "http"}),
+        json!({"port": "http", "endPort": 90}),
+        json!({"port": "80"}),
         json!({"port": 0}),
         json!({"port": 81, "endPort": 80}),
         json!({"protocol": "ICMP"}),

@@ -18,6 +18,9 @@ pub(crate) const LINE: u16 = 9;
 /// `IPSET_FLAG_LIST_HEADER`.
 pub(super) const FLAG_HEADERS_ONLY: u32 = 1 << 2;
 
+/// `IPSET_FLAG_WITH_FORCEADD`: a full set forgets a member for a new one.
+pub(super) const FLAG_FORCE_ADD: u32 = 1 << 5;
+
 /// A `hash` set has 64 buckets at least; the kernel rounds up to a power of two.
 const BUCKETS_MIN: u32 = 64;
 /// 8 bytes each: beyond a million buckets the table grows by itself, seldom enough.
@@ -43,6 +46,10 @@ pub(super) mod attribute {
     /// Inside [`DATA`] of a set.
     pub(in crate::ipset) const HASH_SIZE: u16 = 18;
     pub(in crate::ipset) const MAX_ELEMENTS: u16 = 19;
+    /// In seconds; 0: members stay unless they say how long.
+    pub(in crate::ipset) const TIMEOUT: u16 = 6;
+    /// Flags of the set.
+    pub(in crate::ipset) const CREATE_FLAGS: u16 = 8;
     pub(super) const ELEMENTS: u16 = 24;
     pub(super) const REFERENCES: u16 = 25;
 
@@ -114,6 +121,7 @@ pub(super) fn type_name(kind: SetKind) -> &'static str {
     match kind {
         SetKind::Net => "hash:net",
         SetKind::NetPort => "hash:net,port",
+        SetKind::Guard => "hash:ip,port,ip",
     }
 }
 
@@ -122,6 +130,7 @@ pub(super) fn revision_known(kind: SetKind) -> u8 {
     match kind {
         SetKind::Net => 7,
         SetKind::NetPort => 8,
+        SetKind::Guard => 5,
     }
 }
 
@@ -146,6 +155,7 @@ pub(super) fn misfit(member: &Member, family: Family, kind: SetKind) -> Option<&
         (SetKind::Net, None) | (SetKind::NetPort, Some(_)) => None,
         (SetKind::Net, Some(_)) => Some("the set has no ports"),
         (SetKind::NetPort, None) => Some("the set has ports"),
+        (SetKind::Guard, _) => Some("the set has other members"),
     }
 }
 
@@ -186,6 +196,7 @@ pub(super) fn header(attributes: Attributes<'_>) -> Option<Header> {
     let kind = match attributes.text(attribute::TYPE_NAME)? {
         "hash:net" => Some(SetKind::Net),
         "hash:net,port" => Some(SetKind::NetPort),
+        "hash:ip,port,ip" => Some(SetKind::Guard),
         _ => None,
     };
     let family = match attributes.u8(attribute::FAMILY)? {
@@ -232,6 +243,7 @@ fn member(data: Attributes<'_>, kind: SetKind) -> Option<Member> {
             transport(data.u8(attribute::TRANSPORT)?)?,
             data.u16(attribute::PORT)?,
         )),
+        SetKind::Guard => return None,
     };
     Some(Member {
         net: IpNet::new(address, prefix).ok()?.trunc(),

@@ -8,8 +8,8 @@ use selvage_netfilter::{Backend, Error, Kernel};
 use selvage_policy_core::observe::{ChainState, SetState};
 use selvage_policy_core::plan::{Plan, plan};
 use selvage_policy_core::ruleset::{
-    Action, BaseChain, Chain, ChainName, Family, Hook, Match, Member, Rule, Ruleset, Set, SetKind,
-    SetName, Side,
+    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Match, Member, Rule, Ruleset,
+    Set, SetKind, SetName, Side,
 };
 use selvage_tests::{assert_isolated, run, run_with_input};
 
@@ -84,7 +84,7 @@ pub(crate) fn ruleset(family: Family) -> Ruleset {
         Action::Return,
         vec![
             Rule {
-                matches: vec![Match::Established],
+                matches: vec![Match::State(FlowState::Established)],
                 action: Action::Return,
             },
             Rule {

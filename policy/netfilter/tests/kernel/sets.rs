@@ -35,6 +35,7 @@ fn members(family: Family, kind: SetKind, count: u32) -> BTreeSet<Member> {
             port: match kind {
                 SetKind::Net => None,
                 SetKind::NetPort => Some(ports[number as usize % 3]),
+                SetKind::Guard => unreachable!("nobody puts a member into a guard here"),
             },
         })
         .collect()

@@ -1,0 +1,92 @@
+//! What a profile's chain and sets are called: by what they are for, never by what is in them.
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+
+use super::Kind;
+use crate::index::Profile;
+use crate::model::Direction;
+use crate::ruleset::marker::hex;
+use crate::ruleset::{ChainName, Family, SetKind, SetName};
+
+/// 8 bytes of SHA-256 name a chain or a set: profiles of a node are hundreds, not billions.
+const NAME_HASH_BYTES: usize = 8;
+
+/// Which set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SetId {
+    kind: SetKind,
+    direction: char,
+    purpose: char,
+    hash: String,
+}
+
+impl SetId {
+    pub(super) fn new(profile: &Profile, kind: Kind) -> Self {
+        let (kind, purpose, detail) = match kind {
+            Kind::Any => (SetKind::Net, 'a', String::new()),
+            Kind::Protocol(protocol) => (SetKind::Net, 'n', protocol.to_string()),
+            Kind::SinglePorts => (SetKind::NetPort, 'p', String::new()),
+            Kind::Range(protocol, ports) => (SetKind::Net, 'r', format!("{protocol} {ports}")),
+        };
+        Self {
+            kind,
+            direction: letter(profile.direction),
+            purpose,
+            hash: hash(profile, &detail),
+        }
+    }
+
+    /// Its kind.
+    pub(crate) fn kind(&self) -> SetKind {
+        self.kind
+    }
+
+    /// Its name in a family.
+    pub(crate) fn name(&self, family: Family) -> SetName {
+        let digit = match family {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        };
+        SetName::new(&format!("selvage-{}{digit}-{self}", self.direction))
+            .expect("29 bytes of letters, digits and dashes")
+    }
+}
+
+impl fmt::Display for SetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.purpose, self.hash)
+    }
+}
+
+pub(super) fn chain(profile: &Profile) -> ChainName {
+    let hash = hash(profile, "");
+    ChainName::new(&format!("selvage-{}-{hash}", letter(profile.direction)))
+        .expect("26 bytes of letters, digits and dashes")
+}
+
+fn letter(direction: Direction) -> char {
+    match direction {
+        Direction::Ingress => 'i',
+        Direction::Egress => 'e',
+    }
+}
+
+/// Names can hold neither a space nor a line break, and a policy's has a slash, a port's none: no
+/// two profiles have the same text.
+fn hash(profile: &Profile, detail: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{} {detail}\n", profile.direction));
+    for policy in &profile.policies {
+        hasher.update(format!("{policy}\n"));
+    }
+    for (named, numbers) in &profile.ports {
+        hasher.update(format!("{named}"));
+        for number in numbers {
+            hasher.update(format!(" {number}"));
+        }
+        hasher.update("\n");
+    }
+    hex(&hasher.finalize()[..NAME_HASH_BYTES])
+}

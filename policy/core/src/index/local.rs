@@ -1,0 +1,110 @@
+//! What is asked about the pods of this node: by compiling, judging, and whoever reports.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::active::Feeds;
+use super::{Index, Isolation, Members, Profile, Veths};
+use crate::fold::Folded;
+use crate::model::{Pod, PodKey};
+use crate::ruleset::{Family, Interface, Set, SetName};
+
+/// A pod that this node enforces for.
+#[derive(Debug, Clone)]
+pub struct LocalPod<'a> {
+    /// As the API server has it.
+    pub pod: &'a Pod,
+    /// The host end of its veth.
+    pub interface: &'a Interface,
+    /// Its addresses: of routes, annotation and status the first in each family.
+    pub addresses: Cow<'a, BTreeSet<IpAddr>>,
+}
+
+/// What of a pod is not enforced. Its text is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unenforced {
+    /// Interfaces that another plugin makes, under names that nobody can foresee.
+    OtherInterfaces,
+}
+
+impl std::fmt::Display for Unenforced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::OtherInterfaces => {
+                "network policy holds on the pod's own interface alone, not on those that \
+                 annotation k8s.v1.cni.cncf.io/networks asks for"
+            }
+        })
+    }
+}
+
+impl Index {
+    /// The pods that this node enforces for, in order.
+    pub fn enforced_pods(&self) -> impl Iterator<Item = LocalPod<'_>> {
+        self.places.local().iter().filter_map(|(key, veths)| {
+            let pod = self.pods.get(key)?;
+            Some(LocalPod {
+                pod,
+                interface: &veths.main,
+                addresses: self.places.place(pod).addresses,
+            })
+        })
+    }
+
+    /// Isolated pods of this node of which something is open all the same, and what. Settles
+    /// first, as compiling does.
+    pub fn unenforced(&mut self) -> BTreeMap<PodKey, Unenforced> {
+        self.settle();
+        let isolated =
+            |isolation: &Isolation| isolation.ingress.is_some() || isolation.egress.is_some();
+        let pods = self.active.pods().iter();
+        pods.filter(|(key, isolation)| {
+            isolated(isolation) && self.pods.get(key).is_some_and(|pod| pod.interfaces.others)
+        })
+        .map(|(key, _)| (key.clone(), Unenforced::OtherInterfaces))
+        .collect()
+    }
+
+    /// The profiles in use and what they allow. Settled by the caller.
+    pub(crate) fn profiles(&self) -> impl Iterator<Item = (&Profile, &Folded)> {
+        self.active.profiles()
+    }
+
+    /// Isolation by pod. Settled by the caller.
+    pub(crate) fn isolation(&self) -> &BTreeMap<PodKey, Isolation> {
+        self.active.pods()
+    }
+
+    /// The interfaces of the pods of this node.
+    pub(crate) fn veths(&self) -> &BTreeMap<PodKey, Veths> {
+        self.places.local()
+    }
+
+    /// The pods of this node that have an address.
+    pub(crate) fn owners(&self) -> &BTreeMap<IpAddr, BTreeSet<PodKey>> {
+        self.places.owners()
+    }
+
+    /// What fills the profiles' sets. Settled by the caller.
+    pub(crate) fn feeds(&self) -> &Arc<Feeds> {
+        self.active.feeds()
+    }
+
+    /// What the sources have, by number. Settled by the caller.
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<Members>> {
+        self.active.members()
+    }
+
+    /// The profiles' sets, whole; one without members is there too. Settled by the caller.
+    pub(crate) fn sets(&self, family: Family) -> impl Iterator<Item = (SetName, Set)> {
+        self.active.feeds().iter().map(move |feed| {
+            let set = Set {
+                kind: feed.id().kind(),
+                members: self.active.set_members(feed, family),
+            };
+            (feed.name(family).clone(), set)
+        })
+    }
+}
