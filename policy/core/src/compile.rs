@@ -19,6 +19,7 @@ mod dispatch;
 mod guard;
 pub(crate) mod profile;
 mod source;
+pub mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,10 +50,7 @@ pub fn compile(index: &mut Index, family: Family) -> Ruleset {
     let mut profile_chains = BTreeMap::new();
     for (profile, folded) in index.profiles() {
         profile_chains.insert(profile, folded.chain().clone());
-        chains.insert(
-            folded.chain().clone(),
-            profile::chain(profile.direction, folded, family),
-        );
+        chains.extend(profile::stages(profile.direction, folded, family));
     }
     let guards = guard::rules(family, settings.drop_invalid);
     let mut forward = vec![

@@ -4,7 +4,7 @@
 //! flow, on whichever thread. It walks the same chains as [`crate::eval`], by the same function,
 //! and asks the sources of the sets instead of the sets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -66,9 +66,9 @@ pub enum Verdict {
 /// of a source that changes while it lives are copied once.
 #[derive(Debug, Clone)]
 pub struct Judge {
-    families: Vec<Family>,
+    families: BTreeSet<Family>,
     pods: BTreeMap<IpAddr, Vec<LocalEnd>>,
-    chains: Arc<BTreeMap<ChainName, [Chain; 2]>>,
+    chains: BTreeMap<Family, BTreeMap<ChainName, Chain>>,
     feeds: Arc<Feeds>,
     members: Vec<Arc<Members>>,
 }
@@ -97,15 +97,15 @@ impl Index {
     /// set is copied.
     pub fn judge(&mut self) -> Judge {
         self.settle();
-        let mut chains = BTreeMap::new();
+        let families = &self.settings().families;
+        let mut chains: BTreeMap<Family, BTreeMap<ChainName, Chain>> = BTreeMap::new();
         let mut names = BTreeMap::new();
         for (profile, folded) in self.profiles() {
             names.insert(profile, folded.chain());
-            chains.insert(
-                folded.chain().clone(),
-                [Family::V4, Family::V6]
-                    .map(|family| profile::chain(profile.direction, folded, family)),
-            );
+            for family in families {
+                let stages = profile::stages(profile.direction, folded, *family);
+                chains.entry(*family).or_default().extend(stages);
+            }
         }
         let end = |pod: &PodKey| {
             let isolation = self.isolation().get(pod)?;
@@ -125,8 +125,8 @@ impl Index {
         });
         Judge {
             pods: pods.collect(),
-            families: self.settings().families.iter().copied().collect(),
-            chains: Arc::new(chains),
+            families: families.clone(),
+            chains,
             feeds: self.feeds().clone(),
             members: self.members().cloned().collect(),
         }
@@ -190,11 +190,7 @@ struct InFamily<'a> {
 
 impl Ground for InFamily<'_> {
     fn chain(&self, name: &ChainName) -> Option<&Chain> {
-        let chains = self.judge.chains.get(name)?;
-        Some(match self.family {
-            Family::V4 => &chains[0],
-            Family::V6 => &chains[1],
-        })
+        self.judge.chains.get(&self.family)?.get(name)
     }
 
     fn holds(&self, set: &SetName, address: IpAddr, stamp: Stamp) -> bool {

@@ -640,3 +640,42 @@ fn a_flow_of_an_address_that_two_pods_have_is_forbidden_when_either_forbids_unti
         "a has another address by the kernel's word"
     );
 }
+
+#[test]
+fn an_unwieldy_policy_is_enforced_and_leaves_every_other_as_it_was() {
+    let selectors: Vec<Value> = (0..10_000)
+        .map(|n| json!({"podSelector": {"matchLabels": {"app": format!("a{n}")}}}))
+        .collect();
+    let except: Vec<String> = (0..500)
+        .map(|n| format!("10.{}.{}.1/32", n / 250, n % 250))
+        .collect();
+    let unwieldy = json!({
+        "metadata": {"name": "unwieldy", "namespace": "n0"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "a"}},
+            "ingress": [
+                {"from": selectors, "ports": [{"port": 80}]},
+                {"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": except}}], "ports": [{"port": 81}]},
+            ],
+        },
+    });
+    let plain = policy(json!({
+        "podSelector": {"matchLabels": {"app": "b"}}, "ingress": [{"from": [{"podSelector": {}}]}],
+    }));
+    let pods = [
+        pod("a", "10.9.0.1", json!([])),
+        pod("b", "10.9.0.2", json!([])),
+        elsewhere(pod("a9999", "10.9.0.3", json!([]))),
+    ];
+    let alone = compile(&mut index(&pods, std::slice::from_ref(&plain)), Family::V4);
+    let both = compile(&mut index(&pods, &[plain, unwieldy]), Family::V4);
+    for (name, set) in &alone.sets {
+        assert_eq!(both.sets.get(name), Some(set));
+    }
+    let from = |source: &str, port| {
+        Packet::first("ens5", veth("a"), ip(source), ip("10.9.0.1"), tcp(port))
+    };
+    assert!(passes(&both, &from("10.9.0.3", 80)) && !passes(&both, &from(OUTSIDE, 80)));
+    assert!(passes(&both, &from(OUTSIDE, 81)) && passes(&both, &from("10.0.7.2", 81)));
+    assert!(!passes(&both, &from("10.0.7.1", 81)) && !passes(&both, &from("10.1.249.1", 81)));
+}

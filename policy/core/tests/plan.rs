@@ -15,7 +15,7 @@ use selvage_policy_core::plan::{Plan, plan};
 use selvage_policy_core::render::render;
 use selvage_policy_core::ruleset::{
     Action, BaseChain, Chain, ChainName, Family, Hook, Match, Member, Protocol, Ruleset, Set,
-    SetKind, SetName, VethPrefix,
+    SetKind, SetName, VethPrefix, guard_set,
 };
 use serde_json::{Value, json};
 
@@ -394,4 +394,28 @@ fn a_set_of_a_strange_type_makes_way_before_ours_is_created() {
         assert!(plan.clear.contains(&name) && plan.create.contains_key(&name));
         assert!(!plan.destroy.contains(&name));
     }
+}
+
+#[test]
+fn what_a_guard_holds_is_nobodys_business_and_a_missing_one_is_made() {
+    let want = compiled(&(Vec::new(), Vec::new(), Vec::new()));
+    let mut kernel = Kernel::holding(&want);
+    let name = guard_set(Family::V4);
+    let cut = Member {
+        net: "10.0.0.1/32".parse().unwrap(),
+        port: Some((Protocol::Udp, 53)),
+    };
+    kernel.sets.get_mut(&name).unwrap().members.insert(cut);
+    assert!(plan(&want, &kernel.observed()).is_empty());
+    kernel.sets.remove(&name);
+    let missing = plan(&want, &kernel.observed());
+    assert_eq!(missing.create.keys().collect::<Vec<_>>(), [&name]);
+    kernel.sets.insert(
+        name.clone(),
+        Set {
+            kind: SetKind::Net,
+            members: BTreeSet::new(),
+        },
+    );
+    assert_eq!(plan(&want, &kernel.observed()).clear, [name].into());
 }

@@ -1,20 +1,32 @@
-//! A profile's chain.
+//! A profile's chain: NetworkPolicy's stage.
 
+use super::stage::{Decision, Stage, chains};
 use crate::fold::{Bucket, Folded, Kind};
 use crate::model::Direction;
-use crate::ruleset::{Action, Chain, Family, Match, Rule, Side};
+use crate::ruleset::{Chain, ChainName, Family, Match, Side};
 
-/// What is allowed, then DROP. A peer pod that comes or goes changes no rule.
-pub(crate) fn chain(direction: Direction, folded: &Folded, family: Family) -> Chain {
+/// The chains of a profile; a packet enters at [`Folded::chain`]. A peer pod that comes or goes
+/// changes no rule.
+pub(crate) fn stages(
+    direction: Direction,
+    folded: &Folded,
+    family: Family,
+) -> Vec<(ChainName, Chain)> {
     let side = match direction {
         Direction::Ingress => Side::Source,
         Direction::Egress => Side::Destination,
     };
-    let rules = folded.buckets().map(|bucket| rule(bucket, side, family));
-    Chain::ending_in(Action::Drop, rules.collect())
+    let rules = folded
+        .buckets()
+        .map(|bucket| (matches(bucket, side, family), Decision::Accept));
+    chains(vec![Stage {
+        chain: folded.chain().clone(),
+        rules: rules.collect(),
+        otherwise: Decision::Deny,
+    }])
 }
 
-fn rule(bucket: &Bucket, peer: Side, family: Family) -> Rule {
+fn matches(bucket: &Bucket, peer: Side, family: Family) -> Vec<Match> {
     let traffic = match bucket.kind() {
         Kind::Any | Kind::SinglePorts => None,
         Kind::Protocol(protocol) => Some(Match::Protocol(protocol)),
@@ -25,8 +37,5 @@ fn rule(bucket: &Bucket, peer: Side, family: Family) -> Rule {
         kind: set.kind(),
         peer,
     });
-    Rule {
-        matches: traffic.into_iter().chain(set).collect(),
-        action: Action::Return,
-    }
+    traffic.into_iter().chain(set).collect()
 }

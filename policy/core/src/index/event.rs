@@ -68,7 +68,9 @@ pub enum Event {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Chains or whole sets differ from what was compiled last: compile again. Stays true until
-    /// that is done, and then `members` is empty: the compiled sets hold the changes.
+    /// that is done, and then `members` is empty: the compiled sets hold the changes. Whatever else
+    /// settles the index ([`super::Index::judge`] and others say so) ends it too, so whoever has to
+    /// compile remembers that it was asked.
     pub recompile: bool,
     /// Otherwise: the difference to what was compiled last and the deltas since, by set.
     pub members: BTreeMap<SetName, MemberChange>,

@@ -134,8 +134,8 @@ pub struct Rule {
 
 /// The rules of a chain, in order.
 ///
-/// *Shape*: the last rule has no conditions and returns or drops, so that what is written behind
-/// it (the [`Marker`]) is never reached.
+/// *Shape*: the last rule has no conditions and returns, drops or goes to another chain, so that
+/// what is written behind it (the [`Marker`]) is never reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     rules: Vec<Rule>,
