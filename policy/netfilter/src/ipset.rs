@@ -4,6 +4,7 @@
 //! it costs a process, 1 ms. Every operation names its set with a [`SetName`], so none can touch
 //! a set of somebody else's.
 
+mod guard;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
 use crate::socket::Nfnetlink;
 
+pub use guard::{Unasked, guard_set};
 pub(crate) use wire::LINE;
 use wire::{Change, Command, attribute};
 
@@ -293,10 +295,9 @@ impl IpSets {
                     .net_u32(attribute::MAX_ELEMENTS, room);
                 match kind {
                     SetKind::Net | SetKind::NetPort => {}
-                    // That there is a timeout makes that members can have one.
+                    // That there is a timeout makes that members can have one; 0: of their own only.
                     SetKind::Guard => {
-                        data.net_u32(attribute::TIMEOUT, 0)
-                            .net_u32(attribute::CREATE_FLAGS, wire::FLAG_FORCE_ADD);
+                        data.net_u32(attribute::TIMEOUT, 0);
                     }
                 }
             });
@@ -306,17 +307,22 @@ impl IpSets {
     /// The newest revision of a type that both the kernel and common `ipset` tools know: a set of
     /// a newer one would make `ipset list` on the node fail.
     fn revision(&mut self, family: Family, kind: SetKind) -> Result<u8, Error> {
-        let object = || format!("ask for set type {}", wire::type_name(kind));
+        self.revision_of(wire::type_name(kind), family)
+            .map(|newest| newest.min(wire::revision_known(kind)))
+    }
+
+    /// The newest revision of a type that the kernel knows.
+    fn revision_of(&mut self, kind: &str, family: Family) -> Result<u8, Error> {
+        let object = || format!("ask for set type {kind}");
         let mut message = Command::Type.message(ACK, NO_FAMILY);
         message
             .u8(attribute::PROTOCOL, self.protocol)
-            .text(attribute::TYPE_NAME, wire::type_name(kind))
+            .text(attribute::TYPE_NAME, kind)
             .u8(attribute::FAMILY, wire::family_number(family));
         let replies = self.socket.request(&object, message)?;
         replies
             .first()
             .and_then(|reply| reply.attributes().u8(attribute::REVISION))
-            .map(|newest| newest.min(wire::revision_known(kind)))
             .ok_or_else(|| Error::Garbled {
                 object: object(),
                 problem: "no revision",

@@ -8,6 +8,8 @@
 //!   sets    ipset       read and written by netlink
 //!   rules   nft         read by netlink, written by iptables-nft-restore, deleted by netlink
 //!           legacy      read and written by the iptables-legacy tools
+//!   flows   conntrack   read, judged and deleted by netlink
+//!   routes  main, …     watched by netlink
 //! ```
 //!
 //! Everything blocks, with a deadline; an async program calls it from a thread of its own.
@@ -28,14 +30,17 @@
 //! ```
 
 mod backend;
+pub mod conntrack;
 mod error;
 pub mod ipset;
 mod iptables;
 mod ipvs;
 mod kernel;
 mod legacy;
+mod listen;
 mod message;
 mod nftables;
+pub mod routes;
 mod socket;
 
 use std::time::Duration;

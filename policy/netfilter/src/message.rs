@@ -43,6 +43,14 @@ impl Message {
         Self::with_resource(u16::from_be_bytes([subsystem, command]), flags, family, 0)
     }
 
+    /// A message of another kind than nfnetlink's, with a header of its own.
+    pub(crate) fn plain(kind: u16, flags: u16, header: &[u8]) -> Self {
+        let mut message = Self::with_resource(kind, flags, NO_FAMILY, 0);
+        message.0.truncate(HEADER);
+        message.0.extend_from_slice(header);
+        message
+    }
+
     /// A message with a resource id, which a batch uses to name its subsystem.
     pub(crate) fn with_resource(kind: u16, flags: u16, family: u8, resource: u16) -> Self {
         let mut bytes = Vec::with_capacity(256);
@@ -83,6 +91,12 @@ impl Message {
     /// In network order without the flag, as nftables wants it.
     pub(crate) fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
         self.raw(kind, &value.to_be_bytes());
+        self
+    }
+
+    /// As it is.
+    pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+        self.raw(kind, value);
         self
     }
 

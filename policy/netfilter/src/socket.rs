@@ -3,7 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rtnetlink::sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::error::{Error, Refusal};
@@ -78,8 +81,19 @@ impl Nfnetlink {
     ///
     /// *Errors*: [`Error::Socket`].
     pub(crate) fn open(patience: Duration) -> Result<Self, Error> {
+        Self::open_for(NETLINK_NETFILTER, patience)
+    }
+
+    /// The same for links and routes, whose requests and answers have the same frame.
+    ///
+    /// *Errors*: [`Error::Socket`].
+    pub(crate) fn open_routes(patience: Duration) -> Result<Self, Error> {
+        Self::open_for(NETLINK_ROUTE, patience)
+    }
+
+    fn open_for(protocol: isize, patience: Duration) -> Result<Self, Error> {
         let failed = |what| move |source| Error::Socket { what, source };
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed("open"))?;
+        let mut socket = Socket::new(protocol).map_err(failed("open"))?;
         socket.bind_auto().map_err(failed("bind"))?;
         socket
             .connect(&SocketAddr::new(0, 0))
@@ -170,6 +184,54 @@ impl Nfnetlink {
         }
     }
 
+    /// Sends a dump request and hands each reply to `each` as it arrives: nothing is kept.
+    ///
+    /// What changes during the dump may be missed or come twice; whether the kernel says so is not
+    /// looked at, because what was handed over cannot be taken back.
+    ///
+    /// *Errors*: as [`Nfnetlink::request`]. The socket is then in the middle of a dump: open another.
+    pub(crate) fn stream(
+        &mut self,
+        object: &dyn Fn() -> String,
+        message: Message,
+        each: &mut dyn FnMut(&Received<'_>),
+    ) -> Result<(), Error> {
+        let sequence = self.send(vec![message])?;
+        self.listen(object, sequence, sequence, each, &mut |_, refusal| {
+            Some(refusal)
+        })
+        .map(drop)
+    }
+
+    /// Sends independent requests in one datagram and waits until all are done.
+    ///
+    /// `refused` is told which (from 0) was refused and why; what it returns ends the waiting.
+    ///
+    /// *Errors*: [`Error::Refused`] with what `refused` returned; [`Error::Silence`],
+    /// [`Error::Socket`].
+    pub(crate) fn each(
+        &mut self,
+        object: &dyn Fn() -> String,
+        mut messages: Vec<Message>,
+        refused: &mut dyn FnMut(u32, Refusal) -> Option<Refusal>,
+    ) -> Result<(), Error> {
+        let Some(last) = messages.last_mut() else {
+            return Ok(());
+        };
+        last.add_flags(ACK);
+        let last =
+            u32::try_from(messages.len() - 1).expect("a datagram is far below 4 billion messages");
+        let first = self.send(messages)?;
+        self.listen(
+            object,
+            first,
+            first.wrapping_add(last),
+            &mut |_| {},
+            refused,
+        )
+        .map(drop)
+    }
+
     /// Reads until the request numbered `last` is answered for good.
     ///
     /// Whether nothing changed during a dump is the second value.
@@ -179,8 +241,29 @@ impl Nfnetlink {
         first: u32,
         last: u32,
     ) -> Result<(Vec<Reply>, bool), Error> {
-        let deadline = Instant::now() + self.patience;
         let mut replies = Vec::new();
+        let mut keep = |message: &Received<'_>| {
+            replies.push(Reply {
+                flags: message.flags,
+                body: message.body.to_vec(),
+            });
+        };
+        let steady = self.listen(object, first, last, &mut keep, &mut |_, refusal| {
+            Some(refusal)
+        })?;
+        Ok((replies, steady))
+    }
+
+    /// [`Nfnetlink::collect`], with the replies and refusals handed over one by one.
+    fn listen(
+        &mut self,
+        object: &dyn Fn() -> String,
+        first: u32,
+        last: u32,
+        each: &mut dyn FnMut(&Received<'_>),
+        refused: &mut dyn FnMut(u32, Refusal) -> Option<Refusal>,
+    ) -> Result<bool, Error> {
+        let deadline = Instant::now() + self.patience;
         let mut steady = true;
         loop {
             self.receive(object, deadline)?;
@@ -192,29 +275,27 @@ impl Nfnetlink {
                 }
                 steady &= message.flags & DUMP_INTERRUPTED == 0;
                 match message.kind {
-                    MSG_ERROR => match refusal(&message) {
-                        None => {
+                    MSG_ERROR => {
+                        let Some(refusal) = refusal(&message) else {
                             return Err(Error::Garbled {
                                 object: object(),
                                 problem: "an error message without an error",
                             });
-                        }
-                        Some(Refusal { number: 0, .. }) if message.sequence == last => {
-                            return Ok((replies, steady));
-                        }
-                        Some(Refusal { number: 0, .. }) => {}
-                        Some(source) => {
+                        };
+                        if refusal.number != 0
+                            && let Some(source) = refused(offset, refusal)
+                        {
                             return Err(Error::Refused {
                                 object: object(),
                                 source,
                             });
                         }
-                    },
-                    MSG_DONE => return Ok((replies, steady)),
-                    _ => replies.push(Reply {
-                        flags: message.flags,
-                        body: message.body.to_vec(),
-                    }),
+                        if message.sequence == last {
+                            return Ok(steady);
+                        }
+                    }
+                    MSG_DONE => return Ok(steady),
+                    _ => each(&message),
                 }
             }
         }

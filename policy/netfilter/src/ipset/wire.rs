@@ -18,9 +18,6 @@ pub(crate) const LINE: u16 = 9;
 /// `IPSET_FLAG_LIST_HEADER`.
 pub(super) const FLAG_HEADERS_ONLY: u32 = 1 << 2;
 
-/// `IPSET_FLAG_WITH_FORCEADD`: a full set forgets a member for a new one.
-pub(super) const FLAG_FORCE_ADD: u32 = 1 << 5;
-
 /// A `hash` set has 64 buckets at least; the kernel rounds up to a power of two.
 const BUCKETS_MIN: u32 = 64;
 /// 8 bytes each: beyond a million buckets the table grows by itself, seldom enough.
@@ -46,18 +43,16 @@ pub(super) mod attribute {
     /// Inside [`DATA`] of a set.
     pub(in crate::ipset) const HASH_SIZE: u16 = 18;
     pub(in crate::ipset) const MAX_ELEMENTS: u16 = 19;
-    /// In seconds; 0: members stay unless they say how long.
-    pub(in crate::ipset) const TIMEOUT: u16 = 6;
-    /// Flags of the set.
-    pub(in crate::ipset) const CREATE_FLAGS: u16 = 8;
     pub(super) const ELEMENTS: u16 = 24;
     pub(super) const REFERENCES: u16 = 25;
 
-    /// Inside [`DATA`] of a member.
-    pub(super) const IP: u16 = 1;
+    /// Inside [`DATA`] of a member; the timeout, in seconds, also of a set.
+    pub(in crate::ipset) const IP: u16 = 1;
     pub(super) const PREFIX: u16 = 3;
-    pub(super) const PORT: u16 = 4;
-    pub(super) const TRANSPORT: u16 = 7;
+    pub(in crate::ipset) const PORT: u16 = 4;
+    pub(in crate::ipset) const TIMEOUT: u16 = 6;
+    pub(in crate::ipset) const TRANSPORT: u16 = 7;
+    pub(in crate::ipset) const IP_2: u16 = 20;
 
     /// Inside [`IP`].
     pub(super) const IPV4: u16 = 1;
@@ -176,18 +171,22 @@ pub(super) fn write_members<'a>(
 }
 
 fn write_member(data: &mut Message, member: &Member, line: u32) {
-    data.nested(attribute::IP, |ip| {
-        match member.net.network() {
-            IpAddr::V4(address) => ip.address(attribute::IPV4, &address.octets()),
-            IpAddr::V6(address) => ip.address(attribute::IPV6, &address.octets()),
-        };
-    });
+    write_address(data, attribute::IP, member.net.network());
     data.u8(attribute::PREFIX, member.net.prefix_len());
     if let Some((protocol, port)) = member.port {
         data.net_u16(attribute::PORT, port)
             .u8(attribute::TRANSPORT, protocol.number());
     }
     data.net_u32(LINE, line);
+}
+
+pub(super) fn write_address(data: &mut Message, kind: u16, address: IpAddr) {
+    data.nested(kind, |ip| {
+        match address {
+            IpAddr::V4(address) => ip.address(attribute::IPV4, &address.octets()),
+            IpAddr::V6(address) => ip.address(attribute::IPV6, &address.octets()),
+        };
+    });
 }
 
 /// The header in a reply; `None` when the set's name is none of ours.

@@ -1,6 +1,8 @@
 //! The kernel's edge against a real kernel, each test in namespaces of its own.
 
+mod conntrack;
 mod node;
+mod routes;
 mod rules;
 mod sets;
 mod strangers;

@@ -1,0 +1,137 @@
+//! The sets that keep a cut flow cut: who must not speak first to whom, for a while.
+//!
+//! A forbidden flow from client to server, once its conntrack entry is gone, looks like a new flow
+//! from server to client when the server goes on sending; allowed, if that direction is. So rules
+//! drop what is new and comes from a member's server and port to its client:
+//!
+//! ```text
+//!   -m conntrack --ctstate NEW -m set --match-set selvage-cut4 src,src,dst -j DROP
+//! ```
+//!
+//! TCP and SCTP need no member: what is new there and opens nothing is dropped by a rule.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use selvage_policy_core::ruleset::{Family, SetName};
+
+use super::IpSets;
+use super::wire::{self, Command, attribute};
+use crate::error::Error;
+use crate::message::{ATTRIBUTE_MAX, CREATE, EXCLUSIVE, Message};
+
+/// The type of the sets, and its newest revision that ipset 7.17 knows.
+const TYPE: &str = "hash:ip,port,ip";
+const REVISION: u8 = 5;
+
+/// `EEXIST`.
+const EXISTS: i32 = 17;
+
+/// How many members a set holds; a full one forgets an old one for a new one.
+const ROOM: u32 = 1 << 16;
+
+/// The most that one member takes in a message: nest, two IPv6 addresses, port, protocol, timeout,
+/// line.
+const MEMBER_MAX: usize = 4 + 24 + 24 + 8 + 8 + 8 + 8;
+
+/// The kernel takes no longer ones: a signed number of milliseconds.
+const LONGEST: Duration = Duration::from_secs(2_147_483);
+
+/// Somebody who must not speak first for a while.
+///
+/// *Shape*: both addresses are of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Unasked {
+    /// Who answered in the flow that was cut.
+    pub server: IpAddr,
+    /// The number of the protocol above IP.
+    pub protocol: u8,
+    /// Where from; 0 for a protocol without ports.
+    pub port: u16,
+    /// Whom to, as the server addresses it.
+    pub client: IpAddr,
+}
+
+/// The name of a family's set.
+#[must_use]
+pub fn guard_set(family: Family) -> SetName {
+    let name = match family {
+        Family::V4 => "selvage-cut4",
+        Family::V6 => "selvage-cut6",
+    };
+    SetName::new(name).expect("the name is well formed")
+}
+
+impl IpSets {
+    /// Makes a family's set unless there is one of that name.
+    ///
+    /// *Errors*: [`Error::Refused`].
+    pub fn ensure_guard(&mut self, family: Family) -> Result<(), Error> {
+        let name = guard_set(family);
+        let revision = self.revision_of(TYPE, family)?.min(REVISION);
+        let object = || format!("create set {name}");
+        let mut message = self.about(Command::Create, &name);
+        message.add_flags(EXCLUSIVE | CREATE);
+        message
+            .text(attribute::TYPE_NAME, TYPE)
+            .u8(attribute::REVISION, revision)
+            .u8(attribute::FAMILY, wire::family_number(family))
+            .nested(attribute::DATA, |data| {
+                data.net_u32(attribute::MAX_ELEMENTS, ROOM)
+                    .net_u32(attribute::TIMEOUT, seconds(LONGEST))
+                    .net_u32(attribute::MEMBER_FLAGS, wire::FLAG_FORCE_ADD);
+            });
+        match self.socket.request(&object, message) {
+            Err(error) if error.is_refusal(EXISTS) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Makes members of the families' sets for a while, from now on also those that are there.
+    ///
+    /// *Units*: whole seconds, at least 1.
+    ///
+    /// *Errors*: [`Error::Refused`] when there is no such set, or one without timeouts.
+    ///
+    /// *Cost*: as of [`IpSets::add`].
+    pub fn guard(&mut self, members: &BTreeSet<Unasked>, timeout: Duration) -> Result<(), Error> {
+        for family in [Family::V4, Family::V6] {
+            let name = guard_set(family);
+            let object = || format!("add to set {name}");
+            let mut rest = members
+                .iter()
+                .filter(|member| Family::of_address(member.client) == family)
+                .peekable();
+            let mut line = 0;
+            while rest.peek().is_some() {
+                let mut message = self.about(Command::Add, &name);
+                message.net_u32(attribute::LINE, 0);
+                message.nested(attribute::MEMBERS, |nest| {
+                    while nest.len() + MEMBER_MAX + 64 <= ATTRIBUTE_MAX
+                        && let Some(member) = rest.next()
+                    {
+                        line += 1;
+                        nest.nested(attribute::DATA, |data| write(data, member, timeout, line));
+                    }
+                });
+                self.socket.request(&object, message)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write(data: &mut Message, member: &Unasked, timeout: Duration, line: u32) {
+    wire::write_address(data, attribute::IP, member.server);
+    data.net_u16(attribute::PORT, member.port)
+        .u8(attribute::TRANSPORT, member.protocol);
+    wire::write_address(data, attribute::IP_2, member.client);
+    data.net_u32(attribute::TIMEOUT, seconds(timeout))
+        .net_u32(attribute::LINE, line);
+}
+
+fn seconds(timeout: Duration) -> u32 {
+    let whole = timeout.min(LONGEST).as_secs().max(1);
+    u32::try_from(whole).expect("the longest fits")
+}
