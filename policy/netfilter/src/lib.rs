@@ -10,6 +10,7 @@
 //!           legacy      read and written by the iptables-legacy tools
 //!   flows   conntrack   read, judged and deleted by netlink
 //!   routes  main, …     watched by netlink
+//!   nflog   a group     packets that rules log
 //! ```
 //!
 //! Everything blocks, with a deadline; an async program calls it from a thread of its own.
@@ -39,6 +40,7 @@ mod kernel;
 mod legacy;
 mod listen;
 mod message;
+pub mod nflog;
 mod nftables;
 pub mod routes;
 mod socket;

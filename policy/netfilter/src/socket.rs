@@ -108,6 +108,16 @@ impl Nfnetlink {
         })
     }
 
+    /// [`crate::listen::make_room`], for what will come unasked.
+    pub(crate) fn make_room(&self, size: usize) -> Result<(), Error> {
+        crate::listen::make_room(&self.socket, size)
+    }
+
+    /// The bare socket, for one that only listens from now on.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
+    }
+
     /// Sends a request and collects its replies up to the acknowledgement.
     ///
     /// *Errors*: [`Error::Refused`] with `object` named, [`Error::Silence`], [`Error::Socket`].
