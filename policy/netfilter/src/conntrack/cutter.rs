@@ -20,8 +20,8 @@ use super::{Conntrack, Deleted};
 use crate::error::Error;
 use crate::ipset::{IpSets, Unasked};
 
-/// Protocols whose flows cannot be revived by the side that answers: rules drop what is new and
-/// opens nothing (TCP, SCTP), or conntrack takes no answer for a beginning (ICMP, ICMPv6).
+/// Protocols whose flows cannot be revived by the side that answers: rules drop what belongs to no
+/// flow and opens none (TCP, SCTP), or conntrack takes no answer for a beginning (ICMP, ICMPv6).
 const NOT_REVIVED: [u8; 4] = [6, 132, 1, 58];
 
 /// Looks at most. Each one after the second means that flows were made during the one before it.

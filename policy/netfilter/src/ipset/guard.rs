@@ -8,7 +8,8 @@
 //!   -m conntrack --ctstate NEW -m set --match-set selvage-cut4 src,src,dst -j DROP
 //! ```
 //!
-//! TCP and SCTP need no member: what is new there and opens nothing is dropped by a rule.
+//! TCP and SCTP need no member: what belongs to no flow there (new or invalid) and opens none is
+//! dropped by a rule.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -28,8 +29,9 @@ const REVISION: u8 = 5;
 /// `EEXIST`.
 const EXISTS: i32 = 17;
 
-/// How many members a set holds; a full one forgets an old one for a new one.
-const ROOM: u32 = 1 << 16;
+/// How many members a set holds: more than the flows that a node's conntrack table has room for.
+/// Only those that are there take memory, 100 bytes each.
+const ROOM: u32 = 1 << 20;
 
 /// The most that one member takes in a message: nest, two IPv6 addresses, port, protocol, timeout,
 /// line.
@@ -79,8 +81,7 @@ impl IpSets {
             .u8(attribute::FAMILY, wire::family_number(family))
             .nested(attribute::DATA, |data| {
                 data.net_u32(attribute::MAX_ELEMENTS, ROOM)
-                    .net_u32(attribute::TIMEOUT, seconds(LONGEST))
-                    .net_u32(attribute::MEMBER_FLAGS, wire::FLAG_FORCE_ADD);
+                    .net_u32(attribute::TIMEOUT, seconds(LONGEST));
             });
         match self.socket.request(&object, message) {
             Err(error) if error.is_refusal(EXISTS) => Ok(()),
@@ -92,7 +93,8 @@ impl IpSets {
     ///
     /// *Units*: whole seconds, at least 1.
     ///
-    /// *Errors*: [`Error::Refused`] when there is no such set, or one without timeouts.
+    /// *Errors*: [`Error::Refused`] when there is no such set, one without timeouts, or a full
+    /// one.
     ///
     /// *Cost*: as of [`IpSets::add`].
     pub fn guard(&mut self, members: &BTreeSet<Unasked>, timeout: Duration) -> Result<(), Error> {
