@@ -156,6 +156,7 @@ fn made_up(sandbox: &Sandboxed, number: usize) -> (AddRequest, Lease) {
         },
         host_veth: host_veth("eni", "bench", &sandbox.name),
         mtu: 9001,
+        policy_ready: None,
     };
     (request, Lease::new(Ipv4Addr::new(10, 99, 7, number), 3, 2))
 }

@@ -23,6 +23,7 @@
 //! | [`lease`] | the calls to ipamd |
 //! | [`plan`] | the steps of ADD and their inverses |
 //! | [`apply`] | running them; [`apply::Host::wire`] is all that ADD does to the kernel |
+//! | [`policy_ready`] | waiting for the enforcement half, if the configuration says so |
 //! | [`teardown`] | the steps of DEL; what an earlier result tells |
 //! | [`check`] | what CHECK compares |
 //! | [`log`] | a file, rotated by size |
@@ -33,6 +34,7 @@ pub mod lease;
 pub mod log;
 pub mod name;
 pub mod plan;
+pub mod policy_ready;
 pub mod request;
 pub mod spec;
 pub mod teardown;
@@ -166,7 +168,14 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
         .or_else(|| unprepared.map(|(host, side)| host.prepare(side, add, &facts)))
         .expect("prepared meanwhile, or else now");
     match wired.and_then(|mut wired| wired.complete(&lease).map(|()| wired)) {
-        Ok(wired) => wired.commit(),
+        Ok(wired) => {
+            if let Err(error) = policy_ready::wait(add, log) {
+                drop(wired);
+                give_back(&ipamd, sandbox, pod, log);
+                return Err(error);
+            }
+            wired.commit();
+        }
         Err(error) => {
             give_back(&ipamd, sandbox, pod, log);
             return Err(not_wired(&format!(" with {}", lease.address), error));

@@ -191,6 +191,7 @@ mod tests {
             pod: Pod::default(),
             host_veth: "eni0d7763386da".into(),
             mtu: 9001,
+            policy_ready: None,
         }
     }
 

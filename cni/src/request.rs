@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::log::Level;
 use crate::name;
+use crate::policy_ready::PolicyReady;
 use crate::spec::{CniError, Code, Config, PrevResult, TextOrNumber, Version};
 
 /// AWS's default, and the VPC's limit.
@@ -106,6 +107,8 @@ pub struct AddRequest {
     pub host_veth: String,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
+    /// What is waited for before the pod is said to be ready; `None` is nothing.
+    pub policy_ready: Option<PolicyReady>,
 }
 
 /// DEL, as valid as it need be: the second DEL of a sandbox has no namespace and no earlier result.
@@ -258,6 +261,11 @@ fn request(
     Ok(Request::Add(AddRequest {
         host_veth: name::host_veth(prefix, &pod.namespace, &pod.name),
         mtu: mtu(config.mtu.as_ref())?,
+        policy_ready: config
+            .policy_ready
+            .map(PolicyReady::parse)
+            .transpose()
+            .map_err(invalid_config)?,
         sandbox,
         pod,
     }))
@@ -472,6 +480,7 @@ mod tests {
             ("vethPrefix", r#""eth""#),
             ("vethPrefix", r#""a/b""#),
             ("name", r#""""#),
+            ("policyReady", r#"{"directory":"run"}"#),
         ] {
             let mut config: serde_json::Value = serde_json::from_str(CONFIG).unwrap();
             config[field] = serde_json::from_str(value).unwrap();

@@ -219,6 +219,9 @@ pub struct Config {
     pub plugin_log_file: Option<String>,
     /// What to log: `DEBUG` and so on.
     pub plugin_log_level: Option<String>,
+    /// What ADD waits for: see [`crate::policy_ready`]. Read by ADD only, so that no value of it keeps a pod from
+    /// being deleted.
+    pub policy_ready: Option<serde_json::Value>,
     /// What ADD answered: for CHECK, and for DEL without the daemon. See [`PrevResult::read`].
     pub prev_result: Option<serde_json::Value>,
 }

@@ -25,6 +25,15 @@ pub enum RandomizeSnat {
     None,
 }
 
+/// Where the plugin learns that a pod's policy is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyReady {
+    /// The directory, as the host sees it.
+    pub directory: PathBuf,
+    /// How long an ADD waits.
+    pub timeout: Duration,
+}
+
 /// Valid settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -62,6 +71,8 @@ pub struct Config {
     pub plugin_log_file: String,
     /// The plugin's log level.
     pub plugin_log_level: String,
+    /// What an ADD waits for beside an address, if anything.
+    pub policy_ready: Option<PolicyReady>,
     /// The socket.
     pub socket: PathBuf,
     /// The checkpoint.
@@ -161,6 +172,7 @@ impl TryFrom<&Args> for Config {
             cni_plugin: path("CNI_PLUGIN", &args.cni_plugin, "/app/aws-cni")?,
             plugin_log_file: plugin_log_file(args)?,
             plugin_log_level: plugin_log_level(args)?,
+            policy_ready: policy_ready(args)?,
             socket: path("IPAMD_SOCKET", &args.socket, selvage_ipamd_rpc::SOCKET_PATH)?,
             checkpoint: path(
                 "AWS_VPC_K8S_CNI_BACKING_STORE",
@@ -305,6 +317,24 @@ fn plugin_log_level(args: &Args) -> Result<String, BadSetting> {
     } else {
         Err(setting.bad("want debug, info, warn or error"))
     }
+}
+
+fn policy_ready(args: &Args) -> Result<Option<PolicyReady>, BadSetting> {
+    // The bounds are the plugin's.
+    let seconds = Setting::new(
+        "POLICY_READY_TIMEOUT_SECONDS",
+        &args.policy_ready_timeout_seconds,
+    )
+    .number(1, 60)?;
+    let setting = Setting::new("POLICY_READY_DIR", &args.policy_ready_dir);
+    if setting.text.is_none() {
+        return Ok(None);
+    }
+    let seconds = seconds.and_then(|n| u64::try_from(n).ok()).unwrap_or(20);
+    Ok(Some(PolicyReady {
+        directory: path(setting.name, &args.policy_ready_dir, "")?,
+        timeout: Duration::from_secs(seconds),
+    }))
 }
 
 fn metrics_addr(args: &Args) -> Result<Option<SocketAddr>, BadSetting> {

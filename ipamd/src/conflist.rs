@@ -54,18 +54,21 @@ pub fn install(config: &Config) -> Result<Vec<PathBuf>, InstallError> {
 
 /// The conflist, as text.
 pub fn render(config: &Config) -> String {
-    let list = json!({
-        "cniVersion": "1.1.0",
+    let mut plugin = json!({
         "name": "aws-cni",
-        "plugins": [{
-            "name": "aws-cni",
-            "type": PLUGIN,
-            "vethPrefix": config.veth_prefix,
-            "mtu": config.pod_mtu.to_string(),
-            "pluginLogFile": config.plugin_log_file,
-            "pluginLogLevel": config.plugin_log_level,
-        }],
+        "type": PLUGIN,
+        "vethPrefix": config.veth_prefix,
+        "mtu": config.pod_mtu.to_string(),
+        "pluginLogFile": config.plugin_log_file,
+        "pluginLogLevel": config.plugin_log_level,
     });
+    if let Some(ready) = &config.policy_ready {
+        plugin["policyReady"] = json!({
+            "directory": ready.directory,
+            "timeoutSeconds": ready.timeout.as_secs(),
+        });
+    }
+    let list = json!({"cniVersion": "1.1.0", "name": "aws-cni", "plugins": [plugin]});
     format!("{list:#}\n")
 }
 
@@ -167,6 +170,35 @@ mod tests {
         assert_eq!(list["plugins"][0]["mtu"], "9001");
         assert_eq!(list["plugins"][0]["vethPrefix"], "eni");
         assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
+        assert!(list["plugins"][0].get("policyReady").is_none());
+    }
+
+    #[test]
+    fn an_add_waits_for_policy_only_where_the_daemon_was_told_a_directory() {
+        let rows = [
+            (None, None, json!(null)),
+            (Some(""), Some("9"), json!(null)),
+            (
+                Some("/run/ready"),
+                None,
+                json!({"directory": "/run/ready", "timeoutSeconds": 20}),
+            ),
+            (
+                Some("/run/ready"),
+                Some("60"),
+                json!({"directory": "/run/ready", "timeoutSeconds": 60}),
+            ),
+        ];
+        for (directory, seconds, expected) in rows {
+            let args = Args {
+                policy_ready_dir: directory.map(ToOwned::to_owned),
+                policy_ready_timeout_seconds: seconds.map(ToOwned::to_owned),
+                ..Args::default()
+            };
+            let text = render(&Config::try_from(&args).unwrap());
+            let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(list["plugins"][0]["policyReady"], expected, "{directory:?}");
+        }
     }
 
     #[test]

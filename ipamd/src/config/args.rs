@@ -71,6 +71,13 @@ pub struct Args {
     /// The plugin's log level [default: Info]
     #[arg(long, env = "AWS_VPC_K8S_PLUGIN_LOG_LEVEL")]
     pub plugin_log_level: Option<String>,
+    /// A directory on the host: ADD waits there for a policy agent's word that a pod's rules are in force
+    /// [default: not set, nothing is waited for]
+    #[arg(long, env = "POLICY_READY_DIR")]
+    pub policy_ready_dir: Option<String>,
+    /// How long it waits, 1 to 60 seconds [default: 20]
+    #[arg(long, env = "POLICY_READY_TIMEOUT_SECONDS")]
+    pub policy_ready_timeout_seconds: Option<String>,
     /// The socket [default: /var/run/aws-node/ipamd.sock]
     #[arg(long, env = "IPAMD_SOCKET")]
     pub socket: Option<String>,

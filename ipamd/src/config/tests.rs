@@ -50,7 +50,7 @@ fn zero_and_minus_one_mean_no_target_and_no_limit() {
 #[test]
 fn a_bad_value_is_refused_with_its_name_and_what_it_may_be() {
     type Change = fn(&mut Args, String);
-    let rows: [(&str, Change, &str, &str); 12] = [
+    let rows: [(&str, Change, &str, &str); 14] = [
         (
             "WARM_IP_TARGET",
             |a, v| a.warm_ip_target = Some(v),
@@ -117,6 +117,18 @@ fn a_bad_value_is_refused_with_its_name_and_what_it_may_be() {
             |a, v| a.cni_bin_dir = Some(v),
             "opt/cni",
             "absolute",
+        ),
+        (
+            "POLICY_READY_DIR",
+            |a, v| a.policy_ready_dir = Some(v),
+            "run/selvage",
+            "absolute",
+        ),
+        (
+            "POLICY_READY_TIMEOUT_SECONDS",
+            |a, v| a.policy_ready_timeout_seconds = Some(v),
+            "0",
+            "from 1 to 60",
         ),
     ];
     for (name, change, value, want) in rows {
