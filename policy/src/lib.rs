@@ -17,11 +17,13 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod direct;
+pub mod endpoint_status;
 pub mod health;
 pub mod lock;
 pub mod metrics;
 pub mod source;
 pub mod status;
+pub mod taint;
 
 #[cfg(test)]
 mod readme;
