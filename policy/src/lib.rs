@@ -12,6 +12,7 @@
 
 use std::error::Error;
 
+pub mod boot;
 pub mod cleanup;
 pub mod config;
 pub mod daemon;

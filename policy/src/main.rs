@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use selvage_netfilter::Backend;
+use selvage_policy::boot::{BootArgs, Booted, boot};
 use selvage_policy::cleanup::cleanup;
 use selvage_policy::config::{
     Args, BackendChoice, Config, LogArgs, LogFormat, RunDirArgs, SocketArgs,
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Watch the cluster and keep this node's rules right; rules stay in place when it stops
     Run(Args),
+    /// Close this node before the kubelet starts: drop what pods' interfaces send and receive until `run` takes over
+    Boot(BootArgs),
     /// Ask the running daemon how it is; the exit status says yes or no
     Health(HealthArgs),
     /// Print what the running daemon says about itself
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
     }
     let ended = match cli.command {
         Command::Run(args) => run(args),
+        Command::Boot(args) => close(&args),
         Command::Health(args) => ask(&args),
         Command::Status(args) => print_status(&args),
         Command::Cleanup(args) => clean(&args),
@@ -172,6 +176,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     told.await.context("join the signals' task")?;
     Ok(ended?)
+}
+
+fn close(args: &BootArgs) -> anyhow::Result<ExitCode> {
+    match boot(args)? {
+        Booted::Closed(backend) => info!(%backend, "closed until the daemon takes over"),
+        Booted::InForce(backend) => info!(%backend, "rules are in force already"),
+        Booted::InUse => info!("the daemon is running"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn ask(args: &HealthArgs) -> anyhow::Result<ExitCode> {
