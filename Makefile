@@ -16,14 +16,15 @@ LAB := tests/lab/lab
 # The unit suites never compile the AWS SDK: its one crate is linted, released and tested on the lab.
 LIGHT := --workspace --exclude selvage-ipamd-aws
 
-.PHONY: help setup setup-ci demo cluster cluster-down conformance bench images \
+.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench images \
   fmt lint deny doc walls orphans unit kernel lab-unit e2e test ci
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ; @scripts/setup.sh
-setup-ci: ; @scripts/setup.sh --deny
+setup-test: ; @scripts/setup.sh --test
+setup-ci: ; @scripts/setup.sh --ci
 
 ## The lab -------------------------------------------------------------------------------------
 demo: setup ## the main job on real parts: a two-node cluster, pods on VPC addresses, policies measured
@@ -63,10 +64,10 @@ walls: ## who may depend on whom
 orphans: lint ## no Rust file is left out of every target
 	@scripts/orphans.sh
 
-unit: setup ## tests that need no privilege of their own and no cluster
+unit: setup-test ## tests that need no privilege of their own and no cluster
 	cargo nextest run --locked $(LIGHT) --lib --bins
 
-kernel: setup ## tests on the real kernel, each in its own namespaces
+kernel: setup-test ## tests on the real kernel, each in its own namespaces
 	cargo nextest run --locked $(LIGHT) --test '*'
 
 lab-unit: setup ## the lab's own rules: EC2, instance metadata, fabric

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the build, the tests and the lab need and this machine lacks: Debian packages,
-# the pinned Rust toolchain with the musl target, cargo-nextest. Assumes a Debian 12 with root,
+# the pinned Rust toolchain with the musl target, what the tests run with. Assumes a Debian 12 with root,
 # git, make, rustup, Go and Python 3.11. Idempotent; silent and quick when nothing is missing.
 #
-#   scripts/setup.sh           what `make demo` and `make test` need
-#   scripts/setup.sh --deny    and cargo-deny, which only `make ci` needs (built from source)
+#   scripts/setup.sh           what `make demo` needs
+#   scripts/setup.sh --test    and cargo-nextest, for `make test` (built from source)
+#   scripts/setup.sh --ci      and cargo-deny, which only `make ci` needs (built from source)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${SELVAGE_CACHE:-$HOME/.cache/selvage}
@@ -53,6 +54,9 @@ tool() { # tool NAME VERSION: cargo install, once per version
   rm -rf "$root/build"
   touch "$root/.$name-$version"
 }
-tool cargo-nextest $nextest
-[ "${1:-}" = --deny ] && tool cargo-deny $deny
-exit 0
+case ${1:-} in
+  "") ;;
+  --test) tool cargo-nextest $nextest ;;
+  --ci) tool cargo-nextest $nextest; tool cargo-deny $deny ;;
+  *) say "what is $1? See the head of scripts/setup.sh"; exit 2 ;;
+esac
