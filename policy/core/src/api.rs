@@ -63,15 +63,17 @@ pub struct PodSpec {
     /// Its containers.
     #[serde(deserialize_with = "nullable")]
     pub containers: Vec<Container>,
-    /// Those that run before, or beside (sidecars).
+    /// Those that run before it, or beside it (sidecars).
     #[serde(deserialize_with = "nullable")]
     pub init_containers: Vec<Container>,
 }
 
 /// A container.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Container {
+    /// `Always` for a sidecar; only init containers have it.
+    pub restart_policy: Option<String>,
     /// What it says that it listens on.
     #[serde(deserialize_with = "nullable")]
     pub ports: Vec<ContainerPort>,

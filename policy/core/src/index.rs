@@ -178,7 +178,10 @@ impl Index {
         let is_local = self.places.is_local(&pod);
         let changed = previous
             .is_none_or(|previous| previous.labels != pod.labels || previous.ports != pod.ports);
-        let rewired = previous.is_some_and(|previous| previous.interfaces != pod.interfaces);
+        // Another pod under the same name has the same rules, but somebody waits for them anew.
+        let rewired = previous.is_some_and(|previous| {
+            previous.interfaces != pod.interfaces || previous.uid != pod.uid
+        });
         if was_local != is_local || (is_local && (rewired || (changed && self.reprofiled(&pod)))) {
             self.dirty = true;
         }

@@ -115,6 +115,7 @@ fn match_text(condition: &Match) -> String {
             };
             format!("-m conntrack --ctstate {states}")
         }
+        Match::OfNoFlow => "-m conntrack --ctstate NEW,INVALID".to_owned(),
         Match::NotSyn => "-p tcp -m tcp ! --syn".to_owned(),
         Match::NotInit => "-p sctp -m sctp ! --chunk-types any INIT".to_owned(),
         Match::Icmp6 => "-p ipv6-icmp".to_owned(),

@@ -110,6 +110,10 @@ fn holds(ground: &impl Ground, condition: &Match, packet: &Packet) -> bool {
         Match::NotIn(interface) => !interface.matches(&packet.in_interface),
         Match::NotOut(interface) => !interface.matches(&packet.out_interface),
         Match::State(state) => packet.state == *state,
+        Match::OfNoFlow => match packet.state {
+            FlowState::New | FlowState::Invalid => true,
+            FlowState::Established | FlowState::Untracked => false,
+        },
         Match::NotSyn => protocol == Some(Protocol::Tcp) && !packet.opens,
         Match::NotInit => protocol == Some(Protocol::Sctp) && !packet.opens,
         Match::Icmp6 => packet.icmp6.is_some(),

@@ -302,7 +302,7 @@ fn named_ports(pod: &selvage_policy_core::model::Pod) -> Vec<String> {
 }
 
 #[test]
-fn a_pods_named_ports_are_those_of_all_its_containers_sidecars_too() {
+fn a_pods_named_ports_are_those_of_its_containers_and_sidecars() {
     let pod = pod(json!({"metadata": {}, "spec": {
         "containers": [
             {"ports": [
@@ -329,7 +329,6 @@ fn a_pods_named_ports_are_those_of_all_its_containers_sidecars_too() {
         "tcp:http=8081",
         "tcp:mesh=15000",
         "udp:dns=53",
-        "sctp:setup=1",
     ];
     assert_eq!(named_ports(&pod), want);
 }

@@ -114,7 +114,10 @@ fn a_named_port_in_egress_is_each_peers_own_number_and_follows_the_peer() {
         "podSelector": {"matchLabels": {"app": "a"}},
         "policyTypes": ["Egress"],
         "egress": [{
-            "to": [{"podSelector": {}}, {"ipBlock": {"cidr": "198.51.100.0/24"}}],
+            "to": [
+                {"podSelector": {"matchLabels": {"app": "b"}}},
+                {"ipBlock": {"cidr": "0.0.0.0/0"}},
+            ],
             "ports": [{"port": "http"}],
         }],
     });
@@ -122,6 +125,7 @@ fn a_named_port_in_egress_is_each_peers_own_number_and_follows_the_peer() {
         &[
             pod("a", "10.0.0.1", json!([])),
             elsewhere(pod("b", "10.0.0.2", http(9090))),
+            elsewhere(pod("c", "10.0.0.3", http(9090))),
         ],
         &[policy(spec)],
     );
@@ -132,6 +136,10 @@ fn a_named_port_in_egress_is_each_peers_own_number_and_follows_the_peer() {
     assert!(
         !passes(&rules, &to(OUTSIDE, 9090)),
         "a block has no ports by name"
+    );
+    assert!(
+        !passes(&rules, &to("10.0.0.3", 9090)),
+        "not even where a pod is in it that no selector selects"
     );
     // The same pod again, with another number and one more.
     let two = json!([
@@ -219,6 +227,7 @@ fn what_begins_in_the_middle_of_a_flow_is_dropped_on_our_veths_and_nowhere_else(
             (sctp, true, FlowState::New, true),
             (sctp, false, FlowState::New, false),
             (sctp, false, FlowState::Established, true),
+            (sctp, false, FlowState::Untracked, true),
             (udp, false, FlowState::New, true),
             (None, false, FlowState::New, true),
             (None, false, FlowState::Invalid, false),
@@ -264,15 +273,20 @@ fn invalid_packets_are_judged_as_others_where_their_drop_is_switched_off() {
         opens: false,
         ..packet
     };
-    assert!(passes(&rules, &invalid(into("a", "10.0.0.1", tcp(80)))));
-    assert!(
-        !passes(&rules, &invalid(into("b", "10.0.0.2", tcp(80)))),
-        "a policy's drop"
-    );
+    assert!(passes(&rules, &invalid(into("a", "10.0.0.1", None))));
+    let denied = invalid(into("b", "10.0.0.2", None));
+    assert!(!passes(&rules, &denied), "a policy's drop");
+    for protocol in [Protocol::Tcp, Protocol::Sctp] {
+        let middle = invalid(into("a", "10.0.0.1", Some((protocol, 80))));
+        assert!(
+            !passes(&rules, &middle),
+            "a cut flow would go on: {protocol}"
+        );
+    }
 }
 
 #[test]
-fn cut_udp_flows_are_looked_up_for_new_packets_alone() {
+fn cut_flows_are_looked_up_for_new_packets_alone() {
     let mut index = index(&[pod("a", "10.0.0.1", json!([]))], &[]);
     for (family, name) in [(Family::V4, "selvage-cut4"), (Family::V6, "selvage-cut6")] {
         let rules = compile(&mut index, family);
@@ -301,7 +315,6 @@ fn cut_udp_flows_are_looked_up_for_new_packets_alone() {
             });
             let matches = &guard.expect("the set is used").matches;
             assert!(matches.contains(&Match::State(FlowState::New)), "{root}");
-            assert!(matches.contains(&Match::Protocol(Protocol::Udp)), "{root}");
         }
     }
 }

@@ -398,3 +398,21 @@ fn a_policy_of_pods_elsewhere_asks_for_nothing() {
         assert!(delta.is_empty(), "{namespace}");
     }
 }
+
+#[test]
+fn a_pod_replaced_under_its_name_is_noticed_without_a_delete() {
+    let mut index = Index::new(cluster::settings());
+    index.apply(web(cluster::NODE, "p0", "10.0.0.1"));
+    let before = compile(&mut index, Family::V4);
+    let mut later = json!({
+        "metadata": {"name": "p0", "namespace": "n0", "labels": {"a": "x"}, "uid": "u1"},
+        "spec": {"nodeName": cluster::NODE},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+    });
+    assert!(index.apply(cluster::pod_applied(&later)).recompile);
+    assert_eq!(compile(&mut index, Family::V4), before, "the same rules");
+    later["spec"]["nodeName"] = json!("there");
+    later["metadata"]["uid"] = json!("u2");
+    let moved = index.apply(cluster::pod_applied(&later));
+    assert!(moved.recompile && moved.left.contains(&"10.0.0.1".parse().unwrap()));
+}

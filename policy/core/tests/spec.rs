@@ -102,10 +102,10 @@ fn has_address(pod: &Value, address: IpAddr) -> bool {
 }
 
 fn has_port(pod: &Value, (protocol, name, number): (&str, &str, i64)) -> bool {
-    let spec = &pod["spec"];
-    let containers = list(&spec["containers"])
+    let sidecars = list(&pod["spec"]["initContainers"])
         .iter()
-        .chain(list(&spec["initContainers"]));
+        .filter(|container| container["restartPolicy"] == "Always");
+    let containers = list(&pod["spec"]["containers"]).iter().chain(sidecars);
     containers
         .flat_map(|container| list(&container["ports"]))
         .any(|port| {

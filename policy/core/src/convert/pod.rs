@@ -94,9 +94,14 @@ fn address(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Of all containers, init containers and sidecars among them. What no policy can name isn't kept.
+/// Of the containers and of the sidecars, as Kubernetes itself looks a name up: other init containers
+/// have ended when the pod serves. What no policy can name isn't kept.
 fn ports(spec: &api::PodSpec) -> BTreeSet<(NamedPort, NonZeroU16)> {
-    let containers = spec.containers.iter().chain(&spec.init_containers);
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.containers.iter().chain(sidecars);
     let ports = containers.flat_map(|container| &container.ports);
     let named = ports.filter_map(|port| {
         let protocol = match port.protocol.as_deref() {

@@ -84,6 +84,8 @@ pub enum Match {
     NotOut(Interface),
     /// What conntrack makes of it.
     State(FlowState),
+    /// No flow that conntrack knows has it: it is new or invalid.
+    OfNoFlow,
     /// It is TCP and opens no connection.
     NotSyn,
     /// It is SCTP and opens no association.

@@ -131,13 +131,14 @@ pub fn pod() -> impl Strategy<Value = Value> {
             |(namespace, name, labels, node, phase, (v4, v6), host, uid, ports)| {
                 let ips: Vec<Value> = v4.into_iter().chain(v6).map(|ip| json!({"ip": ip})).collect();
                 let (first, rest) = ports.split_at(ports.len() / 2);
+                let restart = (ports.len() % 2 == 0).then_some("Always");
                 json!({
                     "metadata": {"name": name, "namespace": namespace, "labels": labels, "uid": uid},
                     "spec": {
                         "nodeName": node,
                         "hostNetwork": host,
                         "containers": [{"ports": first}],
-                        "initContainers": [{"ports": rest}],
+                        "initContainers": [{"restartPolicy": restart, "ports": rest}],
                     },
                     "status": {"phase": phase, "podIPs": ips},
                 })
