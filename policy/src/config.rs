@@ -116,8 +116,8 @@ pub struct Args {
         action = clap::ArgAction::Set
     )]
     pub drop_invalid: bool,
-    /// Least time between two writes of chains, in milliseconds, 0 to 10000: a first change goes
-    /// in at once, a burst shares the next write
+    /// Time between two writes of chains in a burst of changes, in milliseconds, 0 to 10000: the
+    /// first few go in at once
     #[arg(long, env = "APPLY_GAP_MS", default_value_t = 50)]
     pub apply_gap_ms: u64,
     /// Time between two looks at the whole of what the kernel holds, in seconds, 5 to 3600

@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::failpoint::{self, BadFailpoint, Failpoint};
 use crate::health::{HealthError, Listener};
 use crate::lock::{Lock, LockError};
 use crate::metrics::{self, Metrics};
@@ -53,6 +54,9 @@ pub enum DaemonError {
     /// The health socket.
     #[error(transparent)]
     Health(#[from] HealthError),
+    /// The environment names a failpoint that there is not.
+    #[error(transparent)]
+    Failpoint(#[from] BadFailpoint),
     /// The lock, other than that somebody holds it.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -79,6 +83,7 @@ pub async fn run<S: Source>(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), DaemonError> {
+    failpoint::arm()?;
     let listener = Listener::bind(&config.socket)?;
     let (status, asked) = watch::channel(Status::new(Instant::now()));
     // Ends with this function, before or after `stop`.
@@ -130,10 +135,12 @@ async fn phases(
     let Some(standby) = Syncing { node }.until_synced().await? else {
         return Ok(());
     };
+    failpoint::hit(Failpoint::Synced);
     let run_dir = config.run_dir.clone();
     let Some((node, lock)) = standby.until_locked(run_dir).await? else {
         return Ok(());
     };
+    failpoint::hit(Failpoint::Locked);
     let scraping = config.metrics_address.map(|address| {
         let metrics = Arc::clone(&node.metrics);
         tokio::spawn(metrics::serve(address, metrics, ending.clone()))

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use selvage_netfilter::{Backend, Kernel, choose_backend};
+use selvage_netfilter::{Backend, Kernel, Step, choose_backend};
 use selvage_policy_core::index::MemberChange;
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::{Plan, plan};
 use selvage_policy_core::ruleset::{Family, Ruleset, SetName};
 use tracing::{debug, info, warn};
 
+use crate::failpoint::{self, Failpoint};
 use crate::metrics::Work;
 
 /// Bounds each exchange with the kernel and each run of a tool, the wait for the xtables lock
@@ -180,13 +181,20 @@ fn clear_others(kernel: &mut Kernel, wanted: &BTreeSet<Family>) {
                 return Ok(());
             }
             info!(%family, "rules of a family that is not enforced are taken away");
-            kernel.apply(&plan).map(|left| warn_left(&left))
+            kernel
+                .apply_by_step(&plan, &mut stop_behind)
+                .map(|left| warn_left(&left))
         });
         if let Err(error) = cleared {
             let error = crate::error_chain(&error);
             warn!(%family, error, "leftovers of a family that is not enforced stay");
         }
     }
+}
+
+/// A test may want a crash behind any step.
+fn stop_behind(step: Step) {
+    failpoint::hit(step.into());
 }
 
 /// What could not be deleted is out of use, and tried again with the next look.
@@ -223,10 +231,11 @@ impl Dataplane for Node {
                 debug!(%family, plan = %Summary(&plan), "plan");
                 written += plan.write.len();
                 changed = true;
-                let left = kernel.apply(&plan)?;
+                let left = kernel.apply_by_step(&plan, &mut stop_behind)?;
                 warn_left(&left);
             }
             self.known.insert(family, as_observed(ruleset));
+            failpoint::hit(Failpoint::FamilyDone);
         }
         if first {
             // In force in one backend; only now may the other let go.
@@ -236,8 +245,10 @@ impl Dataplane for Node {
                 info!(%backend, chains = other.chains, "rules of ours in the other backend are taken away");
             }
             warn_left(&other.left);
+            failpoint::hit(Failpoint::OtherBackendCleaned);
             clear_others(kernel, &families);
         }
+        failpoint::hit(Failpoint::Converged);
         Ok(self.done(written, changed))
     }
 
@@ -253,9 +264,11 @@ impl Dataplane for Node {
                 .find_map(|observed| observed.sets.get_mut(name));
             if !change.add.is_empty() {
                 kernel.sets().add(name, &change.add)?;
+                failpoint::hit(Failpoint::MembersAdded);
             }
             if !change.remove.is_empty() {
                 kernel.sets().remove(name, &change.remove)?;
+                failpoint::hit(Failpoint::MembersRemoved);
             }
             if let Some(SetState::Known { members, .. }) = state {
                 members.extend(&change.add);

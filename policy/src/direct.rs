@@ -188,6 +188,7 @@ impl Convert for Policies {
         Some(Notice {
             event: Event::PolicyApplied(policy),
             problems,
+            received: Instant::now(),
         })
     }
 

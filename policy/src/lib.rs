@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod direct;
 pub mod endpoint_status;
+pub mod failpoint;
 pub mod health;
 pub mod lock;
 pub mod metrics;

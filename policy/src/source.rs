@@ -5,9 +5,10 @@ use std::future::Future;
 
 use selvage_policy_core::index::Event;
 use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Something that happened in the cluster.
+/// Something that happened in the cluster or on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// What happened.
@@ -15,6 +16,8 @@ pub struct Notice {
     /// What in it was not understood, for people; what it would have allowed is denied by the
     /// event already. Only with [`Event::PolicyApplied`].
     pub problems: Vec<String>,
+    /// When it was read off the wire.
+    pub received: Instant,
 }
 
 impl From<Event> for Notice {
@@ -22,6 +25,7 @@ impl From<Event> for Notice {
         Self {
             event,
             problems: Vec::new(),
+            received: Instant::now(),
         }
     }
 }

@@ -29,6 +29,27 @@ pub struct Kernel {
     nft: Nftables,
 }
 
+/// A step of [`Kernel::apply_by_step`] that is done, in the order in which they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A set that was in the way is gone.
+    SetCleared,
+    /// A set is there with all its members.
+    SetCreated,
+    /// Members are in a set that was there.
+    MembersAdded,
+    /// Chains and jumps are in force.
+    ChainsWritten,
+    /// Members are out of a set.
+    MembersRemoved,
+    /// Jumps that nobody wants are gone.
+    Unhooked,
+    /// Chains that nobody wants are gone.
+    ChainsDeleted,
+    /// A set that nobody wants is gone.
+    SetDestroyed,
+}
+
 /// What was taken away.
 #[derive(Debug, Default)]
 pub struct Cleaned {
@@ -110,34 +131,62 @@ impl Kernel {
     /// *Errors*: the first step that failed; those behind it were not tried, except that what is
     /// in force is complete either way: a plan made from a new observation goes on from there.
     pub fn apply(&mut self, plan: &Plan) -> Result<Vec<Error>, Error> {
+        self.apply_by_step(plan, &mut |_| {})
+    }
+
+    /// As [`Kernel::apply`], and tells `after` of each step that is done: for whoever wants to be
+    /// stopped between two of them.
+    ///
+    /// *Errors*: as [`Kernel::apply`].
+    pub fn apply_by_step(
+        &mut self,
+        plan: &Plan,
+        after: &mut dyn FnMut(Step),
+    ) -> Result<Vec<Error>, Error> {
         let family = plan.family;
         for name in &plan.clear {
             self.sets.destroy(name)?;
+            after(Step::SetCleared);
         }
         for (name, set) in &plan.create {
             self.sets.create(name, family, set.kind, &set.members)?;
+            after(Step::SetCreated);
         }
         for (name, members) in &plan.add {
             self.sets.add(name, members)?;
+            after(Step::MembersAdded);
         }
         if let Some(text) = render(plan).apply {
             restore(family, self.backend, &text, self.patience)?;
+            after(Step::ChainsWritten);
         }
         for (name, members) in &plan.remove {
             self.sets.remove(name, members)?;
+            after(Step::MembersRemoved);
         }
         let chains: Vec<&ChainName> = plan.delete.iter().collect();
         let mut left = Vec::new();
         // Deleted here and not by the plan's text: with a stranger's native rule in the table,
         // iptables-nft finds no rule to delete, and the whole batch fails.
-        if let Err(error) = self.unhook(self.backend, family, &plan.unhook) {
-            left.push(error);
+        if !plan.unhook.is_empty() {
+            match self.unhook(self.backend, family, &plan.unhook) {
+                Ok(()) => after(Step::Unhooked),
+                Err(error) => left.push(error),
+            }
         }
-        match self.delete(self.backend, family, &chains) {
-            Ok(more) => left.extend(more),
-            Err(error) => left.push(error),
+        if !chains.is_empty() {
+            match self.delete(self.backend, family, &chains) {
+                Ok(more) => left.extend(more),
+                Err(error) => left.push(error),
+            }
+            after(Step::ChainsDeleted);
         }
-        left.extend(self.destroy(plan.destroy.iter()));
+        for name in &plan.destroy {
+            match self.sets.destroy(name) {
+                Ok(()) => after(Step::SetDestroyed),
+                Err(error) => left.push(error),
+            }
+        }
         Ok(left)
     }
 

@@ -51,7 +51,7 @@ pub use backend::choose as choose_backend;
 pub use error::{Error, Refusal};
 pub use iptables::Backend;
 pub use ipvs::ipvs_in_use;
-pub use kernel::{Cleaned, Kernel};
+pub use kernel::{Cleaned, Kernel, Step};
 
 /// Waits for something that the kernel does by itself and tells nobody about.
 #[expect(

@@ -11,6 +11,7 @@ use super::node::Node;
 use super::pending::Due;
 use super::{DaemonError, STOP_DEADLINE, turns};
 use crate::dataplane::{Dataplane, Finished, Job, work};
+use crate::failpoint::{self, Failpoint};
 use crate::lock::Lock;
 use crate::metrics::Work;
 use crate::status::Phase;
@@ -115,6 +116,7 @@ impl<D: Dataplane> Enforcing<D> {
                     .iter()
                     .map(|family| compile(&mut node.index, *family))
                     .collect();
+                failpoint::hit(Failpoint::Compiled);
                 Job::Rules(want, look)
             }
             Work::Members => Job::Members(node.pending.begin_members()),

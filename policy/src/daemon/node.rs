@@ -38,7 +38,10 @@ impl Node {
     }
 
     pub(super) fn take_in(&mut self, buffer: &mut Vec<Notice>) {
-        for Notice { event, problems } in buffer.drain(..) {
+        for notice in buffer.drain(..) {
+            let Notice {
+                event, problems, ..
+            } = notice;
             self.rejected.note(&event, problems);
             if let Event::RelistDone(resource) = event {
                 self.listed(resource);

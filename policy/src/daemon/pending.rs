@@ -14,6 +14,10 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause after a failure.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// So many writes of chains follow each other without a gap. A change of policy often comes in
+/// several events (a policy and the pods it is for): these share two or three writes.
+const BURST: u32 = 4;
+
 /// When there is something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
@@ -27,8 +31,8 @@ pub(super) enum Due {
 
 /// Changes on their way.
 ///
-/// A first change goes in at once. Chains are then left alone for the gap, so that a burst shares
-/// the next write. Members go in as they come, but not while chains are to be compiled: the
+/// First changes go in at once, [`BURST`] of them; each gap allows one more. So what is rare never
+/// waits and what is frequent shares writes. Members go in as they come, but not while chains are to be compiled: the
 /// compiled sets hold their changes.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -38,7 +42,8 @@ pub(super) struct Pending {
     members: MemberChanges,
     /// Whether work is under way.
     busy: bool,
-    rules_begun: Option<Instant>,
+    /// When the burst will have been paid for, at one gap a write.
+    paid: Option<Instant>,
     /// Not before this time, after a failure.
     not_before: Option<Instant>,
     failures: u32,
@@ -52,7 +57,7 @@ impl Pending {
             look: Look::Afresh,
             members: MemberChanges::new(),
             busy: false,
-            rules_begun: None,
+            paid: None,
             not_before: None,
             failures: 0,
         }
@@ -90,7 +95,9 @@ impl Pending {
             return Due::Never;
         }
         let (work, earliest) = if self.rules {
-            (Work::Rules, self.rules_begun.map(|begun| begun + self.gap))
+            let credit = self.gap * (BURST - 1);
+            let earliest = self.paid.and_then(|paid| paid.checked_sub(credit));
+            (Work::Rules, earliest)
         } else if self.members.is_empty() {
             return Due::Never;
         } else {
@@ -106,7 +113,7 @@ impl Pending {
     pub(super) fn begin_rules(&mut self, now: Instant) -> Look {
         self.busy = true;
         self.rules = false;
-        self.rules_begun = Some(now);
+        self.paid = Some(self.paid.unwrap_or(now).max(now) + self.gap);
         self.members.clear();
         std::mem::replace(&mut self.look, Look::Remembered)
     }
@@ -180,19 +187,35 @@ mod tests {
         }
     }
 
+    /// Rules that are due are written until they would have to wait: how often.
+    fn write_all(pending: &mut Pending, now: Instant) -> u32 {
+        let mut writes = 0;
+        loop {
+            pending.add(recompile());
+            match pending.due(now) {
+                Due::Now(Work::Rules) => {
+                    pending.begin_rules(now);
+                    pending.succeeded();
+                    writes += 1;
+                }
+                Due::At(_) => return writes,
+                other @ (Due::Now(Work::Members) | Due::Never) => panic!("{other:?}"),
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_first_change_goes_in_at_once_and_a_burst_shares_the_next_write() {
+    async fn first_changes_go_in_at_once_and_a_burst_shares_the_next_write() {
         let mut pending = Pending::new(GAP);
         let start = Instant::now();
         assert_eq!(pending.due(start), Due::Never);
         pending.add(recompile());
         assert_eq!(pending.due(start), Due::Now(Work::Rules));
         pending.begin_rules(start);
-        for _ in 0..3 {
-            pending.add(recompile());
-        }
+        pending.add(recompile());
         assert_eq!(pending.due(start), Due::Never, "work is under way");
         pending.succeeded();
+        assert_eq!(write_all(&mut pending, start), BURST - 1);
         assert_eq!(pending.due(start), Due::At(start + GAP));
         assert_eq!(pending.due(start + GAP), Due::Now(Work::Rules));
         pending.begin_rules(start + GAP);
@@ -201,11 +224,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_storm_of_changes_costs_one_write_a_gap_and_calm_pays_for_the_next_burst() {
+        let mut pending = Pending::new(GAP);
+        let mut now = Instant::now();
+        assert_eq!(write_all(&mut pending, now), BURST);
+        for _ in 0..20 {
+            now += GAP;
+            assert_eq!(write_all(&mut pending, now), 1);
+        }
+        now += GAP * 100;
+        assert_eq!(write_all(&mut pending, now), BURST);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn members_do_not_wait_for_the_gap_unless_chains_are_to_be_compiled() {
         let mut pending = Pending::new(GAP);
         let start = Instant::now();
-        pending.begin_rules(start);
-        pending.succeeded();
+        write_all(&mut pending, start);
+        pending.rules = false;
         pending.add(members(&["10.0.0.1/32"], &[]));
         assert_eq!(pending.due(start), Due::Now(Work::Members));
         pending.add(recompile());

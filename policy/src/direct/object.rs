@@ -8,9 +8,10 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use selvage_policy_core::api;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::status;
 
@@ -77,20 +78,59 @@ impl<T> Object<T> {
     }
 }
 
+/// What kube's watcher needs of the metadata.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Head {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Headed {
+    metadata: Head,
+}
+
 impl<'de, T: Watched> Deserialize<'de> for Object<T> {
+    /// Works on JSON text only, which is all that kube reads.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = Value::deserialize(deserializer)?;
-        let text = |field: &str| {
-            let found = json.get("metadata")?.get(field)?.as_str()?;
+        // As text first: most of an object is not for us, and skipped without being taken apart.
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        Self::read(text.get()).map_err(D::Error::custom)
+    }
+}
+
+impl<T: Watched> Object<T> {
+    fn read(text: &str) -> serde_json::Result<Self> {
+        let head = serde_json::from_str::<Headed>(text);
+        if let (Ok(Headed { metadata }), Ok(content)) = (head, serde_json::from_str(text)) {
+            return Ok(Self {
+                meta: ObjectMeta {
+                    name: metadata.name,
+                    namespace: metadata.namespace,
+                    uid: metadata.uid,
+                    resource_version: metadata.resource_version,
+                    ..ObjectMeta::default()
+                },
+                content: Ok(content),
+            });
+        }
+        let json: Value = serde_json::from_str(text)?;
+        let field = |name: &str| {
+            let found = json.get("metadata")?.get(name)?.as_str()?;
             Some(found.to_owned())
         };
         let meta = ObjectMeta {
-            name: text("name"),
-            namespace: text("namespace"),
-            uid: text("uid"),
-            resource_version: text("resourceVersion"),
+            name: field("name"),
+            namespace: field("namespace"),
+            uid: field("uid"),
+            resource_version: field("resourceVersion"),
             ..ObjectMeta::default()
         };
+        // A field that is there twice is an error in text and none in a value.
         let content = T::deserialize(&json).map_err(|error| {
             Box::new(Unreadable {
                 error: error.to_string(),
@@ -133,13 +173,18 @@ impl<T: Watched> Resource for Object<T> {
 
 #[cfg(test)]
 mod tests {
+    use kube::api::{ObjectList, WatchEvent};
     use serde_json::json;
 
     use super::*;
 
+    fn read<T: DeserializeOwned>(json: Value) -> T {
+        serde_json::from_str(&json.to_string()).unwrap()
+    }
+
     #[test]
     fn a_pod_is_read_with_what_the_watcher_needs() {
-        let object: Object<api::Pod> = serde_json::from_value(json!({
+        let object: Object<api::Pod> = read(json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
@@ -149,8 +194,7 @@ mod tests {
             },
             "spec": {"nodeName": "node-1", "containers": [{"name": "web"}]},
             "status": {"podIPs": [{"ip": "10.0.0.7"}]},
-        }))
-        .unwrap();
+        }));
         assert_eq!(object.meta.resource_version.as_deref(), Some("17"));
         assert_eq!(
             (object.namespace(), object.name(), object.uid()),
@@ -163,14 +207,39 @@ mod tests {
 
     #[test]
     fn an_unreadable_object_keeps_its_name_and_stops_nothing() {
-        let objects: Vec<Object<api::Pod>> = serde_json::from_value(json!([
+        let objects: Vec<Object<api::Pod>> = read(json!([
             {"metadata": {"name": "bad", "namespace": "shop", "resourceVersion": "1"}, "spec": 7},
             {"metadata": {"name": "good", "namespace": "shop", "resourceVersion": "2"}},
-        ]))
-        .unwrap();
+        ]));
         assert_eq!(objects[0].name(), "bad");
         assert_eq!(objects[0].meta.resource_version.as_deref(), Some("1"));
         assert!(objects[0].content.is_err());
         assert!(objects[1].content.is_ok());
+    }
+
+    /// As kube reads a list and a watch.
+    #[test]
+    fn an_object_is_read_in_a_list_and_in_a_watch_event() {
+        let object = r#"{"metadata": {"name": "web-0", "namespace": "shop"}, "spec": {}}"#;
+        let list = format!(r#"{{"kind": "PodList", "metadata": {{}}, "items": [{object}]}}"#);
+        let list: ObjectList<Object<api::Pod>> = serde_json::from_str(&list).unwrap();
+        assert_eq!(list.items[0].name(), "web-0");
+        let event = format!(r#"{{"type": "ADDED", "object": {object}}}"#);
+        let event: WatchEvent<Object<api::Pod>> = serde_json::from_str(&event).unwrap();
+        let WatchEvent::Added(added) = event else {
+            panic!("not added")
+        };
+        assert_eq!(added.name(), "web-0");
+    }
+
+    #[test]
+    fn a_field_that_is_there_twice_does_not_make_an_object_unreadable() {
+        let text = r#"{"metadata": {"name": "x", "name": "web-0"}, "spec": {"nodeName": "n1"}}"#;
+        let object: Object<api::Pod> = serde_json::from_str(text).unwrap();
+        assert_eq!(object.name(), "web-0");
+        assert_eq!(
+            object.content.unwrap().spec.node_name.as_deref(),
+            Some("n1")
+        );
     }
 }
