@@ -45,6 +45,8 @@ pub struct Done {
     pub held: Held,
     /// The iptables in use.
     pub backend: String,
+    /// How much is out of use and could not be deleted yet.
+    pub left: usize,
 }
 
 /// How the kernel is compared with what it should hold.
@@ -92,7 +94,7 @@ impl Node {
         }
     }
 
-    fn done(&self, chains_written: usize, changed: bool) -> Done {
+    fn done(&self, chains_written: usize, changed: bool, left: usize) -> Done {
         let mut held = Held::default();
         for observed in self.known.values() {
             held.chains += observed.chains.len() as u64;
@@ -113,6 +115,7 @@ impl Node {
                 .as_ref()
                 .map(|kernel| kernel.backend().to_string())
                 .unwrap_or_default(),
+            left,
         }
     }
 }
@@ -183,7 +186,7 @@ fn clear_others(kernel: &mut Kernel, wanted: &BTreeSet<Family>) {
             info!(%family, "rules of a family that is not enforced are taken away");
             kernel
                 .apply_by_step(&plan, &mut stop_behind)
-                .map(|left| warn_left(&left))
+                .map(|left| _ = warn_left(&left))
         });
         if let Err(error) = cleared {
             let error = crate::error_chain(&error);
@@ -197,12 +200,20 @@ fn stop_behind(step: Step) {
     failpoint::hit(step.into());
 }
 
-/// What could not be deleted is out of use, and tried again with the next look.
-fn warn_left(left: &[selvage_netfilter::Error]) {
+/// Takes the last step out of a plan, as one of its own.
+fn only_destroying(from: &mut Plan) -> Plan {
+    let mut last = plan(&Ruleset::empty(from.family), &Observed::default());
+    last.destroy = std::mem::take(&mut from.destroy);
+    last
+}
+
+/// What could not be deleted is out of use, and tried again with the next look: how much it is.
+fn warn_left(left: &[selvage_netfilter::Error]) -> usize {
     for error in left {
         let error = crate::error_chain(error);
         warn!(error, "something of ours that is out of use stays");
     }
+    left.len()
 }
 
 impl Dataplane for Node {
@@ -218,7 +229,8 @@ impl Dataplane for Node {
             self.known.clear();
         }
         let families: BTreeSet<Family> = want.iter().map(|ruleset| ruleset.family).collect();
-        let (mut written, mut changed) = (0, false);
+        let (mut written, mut changed, mut left) = (0, false, 0);
+        let mut unused = Vec::new();
         for ruleset in want {
             let family = ruleset.family;
             // Removed before it is changed: after an error it is unknown.
@@ -226,13 +238,16 @@ impl Dataplane for Node {
                 Some(found) => found,
                 None => kernel.observe(family)?,
             };
-            let plan = plan(&ruleset, &found);
+            let mut plan = plan(&ruleset, &found);
+            if first {
+                // Rules in the other backend may use them still.
+                unused.push(only_destroying(&mut plan));
+            }
             if !plan.is_empty() {
                 debug!(%family, plan = %Summary(&plan), "plan");
                 written += plan.write.len();
                 changed = true;
-                let left = kernel.apply_by_step(&plan, &mut stop_behind)?;
-                warn_left(&left);
+                left += warn_left(&kernel.apply_by_step(&plan, &mut stop_behind)?);
             }
             self.known.insert(family, as_observed(ruleset));
             failpoint::hit(Failpoint::FamilyDone);
@@ -244,12 +259,16 @@ impl Dataplane for Node {
                 let backend = kernel.backend().other();
                 info!(%backend, chains = other.chains, "rules of ours in the other backend are taken away");
             }
-            warn_left(&other.left);
+            left += warn_left(&other.left);
             failpoint::hit(Failpoint::OtherBackendCleaned);
+            for plan in unused {
+                changed |= !plan.is_empty();
+                left += warn_left(&kernel.apply_by_step(&plan, &mut stop_behind)?);
+            }
             clear_others(kernel, &families);
         }
         failpoint::hit(Failpoint::Converged);
-        Ok(self.done(written, changed))
+        Ok(self.done(written, changed, left))
     }
 
     fn change_members(&mut self, changes: &MemberChanges) -> Result<Done, Self::Error> {
@@ -277,7 +296,7 @@ impl Dataplane for Node {
                 }
             }
         }
-        Ok(self.done(0, true))
+        Ok(self.done(0, true, 0))
     }
 }
 

@@ -115,6 +115,10 @@ impl Node {
         match result {
             Ok(done) => {
                 self.pending.succeeded();
+                match work {
+                    Work::Rules => self.pending.left(now, done.left),
+                    Work::Members => {}
+                }
                 self.succeeded(work, &done, took, now);
             }
             Err(reason) => {

@@ -14,6 +14,17 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause after a failure.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// The same for what could not be deleted. It is in nobody's way.
+const SWEEP_FIRST: Duration = Duration::from_secs(1);
+const SWEEP_MAX: Duration = Duration::from_secs(300);
+
+/// The pause after so many tries.
+fn growing(first: Duration, tries: u32, longest: Duration) -> Duration {
+    first
+        .saturating_mul(2_u32.saturating_pow(tries))
+        .min(longest)
+}
+
 /// So many writes of chains follow each other without a gap. A change of policy often comes in
 /// several events (a policy and the pods it is for): these share two or three writes.
 const BURST: u32 = 4;
@@ -39,6 +50,8 @@ pub(super) struct Pending {
     gap: Duration,
     rules: bool,
     look: Look,
+    /// How the rules that are under way, or were last, are compared.
+    looked: Look,
     members: MemberChanges,
     /// Whether work is under way.
     busy: bool,
@@ -47,6 +60,9 @@ pub(super) struct Pending {
     /// Not before this time, after a failure.
     not_before: Option<Instant>,
     failures: u32,
+    /// When what could not be deleted is tried again.
+    sweep: Option<Instant>,
+    sweeps: u32,
 }
 
 impl Pending {
@@ -55,11 +71,14 @@ impl Pending {
             gap,
             rules: false,
             look: Look::Afresh,
+            looked: Look::Afresh,
             members: MemberChanges::new(),
             busy: false,
             paid: None,
             not_before: None,
             failures: 0,
+            sweep: None,
+            sweeps: 0,
         }
     }
 
@@ -94,6 +113,16 @@ impl Pending {
         if self.busy {
             return Due::Never;
         }
+        if let Some(sweep) = self.sweep
+            && !self.rules
+            && self.members.is_empty()
+        {
+            return if sweep > now {
+                Due::At(sweep)
+            } else {
+                Due::Now(Work::Rules)
+            };
+        }
         let (work, earliest) = if self.rules {
             let credit = self.gap * (BURST - 1);
             let earliest = self.paid.and_then(|paid| paid.checked_sub(credit));
@@ -115,7 +144,11 @@ impl Pending {
         self.rules = false;
         self.paid = Some(self.paid.unwrap_or(now).max(now) + self.gap);
         self.members.clear();
-        std::mem::replace(&mut self.look, Look::Remembered)
+        if self.sweep.is_some_and(|sweep| sweep <= now) {
+            self.look = Look::Afresh;
+        }
+        self.looked = std::mem::replace(&mut self.look, Look::Remembered);
+        self.looked
     }
 
     /// Members are changed now.
@@ -124,19 +157,30 @@ impl Pending {
         std::mem::take(&mut self.members)
     }
 
+    /// The kernel is right.
     pub(super) fn succeeded(&mut self) {
         self.busy = false;
         self.failures = 0;
         self.not_before = None;
     }
 
+    /// So much is out of use and could not be deleted by the rules' work that has succeeded. Some of
+    /// it may be free soon by itself, so it is tried again, after pauses that grow.
+    pub(super) fn left(&mut self, now: Instant, left: usize) {
+        if left > 0 {
+            self.sweep = Some(now + growing(SWEEP_FIRST, self.sweeps, SWEEP_MAX));
+            self.sweeps = self.sweeps.saturating_add(1);
+        } else if self.looked == Look::Afresh {
+            self.sweep = None;
+            self.sweeps = 0;
+        }
+    }
+
     /// Whatever it was, everything is compared afresh after a pause, which is the answer.
     pub(super) fn failed(&mut self, now: Instant) -> Duration {
         self.busy = false;
         self.look_afresh();
-        let pause = PAUSE_FIRST
-            .saturating_mul(2_u32.saturating_pow(self.failures))
-            .min(PAUSE_MAX);
+        let pause = growing(PAUSE_FIRST, self.failures, PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(now + pause);
         pause
@@ -293,5 +337,39 @@ mod tests {
             PAUSE_FIRST,
             "a success starts anew"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_deleted_is_tried_again_soon_and_then_ever_less_often() {
+        let mut pending = Pending::new(GAP);
+        let mut now = Instant::now();
+        pending.begin_rules(now);
+        pending.succeeded();
+        for pause in [SWEEP_FIRST, SWEEP_FIRST * 2, SWEEP_FIRST * 4] {
+            pending.left(now, 1);
+            assert_eq!(pending.due(now), Due::At(now + pause));
+            now += pause;
+            assert_eq!(pending.due(now), Due::Now(Work::Rules));
+            assert_eq!(pending.begin_rules(now), Look::Afresh);
+            pending.succeeded();
+        }
+        pending.left(now, 1);
+        pending.add(members(&["10.0.0.1/32"], &[]));
+        assert_eq!(pending.due(now), Due::Now(Work::Members), "not held up");
+        pending.begin_members();
+        pending.succeeded();
+        pending.add(recompile());
+        assert_eq!(pending.begin_rules(now), Look::Remembered);
+        pending.succeeded();
+        pending.left(now, 0);
+        assert!(
+            matches!(pending.due(now), Due::At(_)),
+            "what is remembered does not tell of leftovers"
+        );
+        pending.look_afresh();
+        pending.begin_rules(now);
+        pending.succeeded();
+        pending.left(now, 0);
+        assert_eq!(pending.due(now), Due::Never);
     }
 }

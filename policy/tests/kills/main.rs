@@ -1,0 +1,270 @@
+//! The shipped binary against the real kernel: killed between any two steps, cut off from the API
+//! server, started beside what another version left. Needs namespaces: run it with `cargo nextest`.
+
+mod agent;
+mod apiserver;
+mod packets;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, ensure};
+use selvage_netfilter::{Backend, Kernel};
+use selvage_policy::cleanup::cleanup;
+use selvage_policy::failpoint::Failpoint;
+use selvage_policy_core::observe::Observed;
+use selvage_policy_core::ruleset::Family;
+use selvage_tests::{Node, Pod, run};
+use serde_json::{Value, json};
+
+use agent::{DEADLINE, Home, eventually};
+use apiserver::{ApiServer, Kind};
+use packets::Traffic;
+
+/// Two tests of each function, one a backend.
+macro_rules! on_both_backends {
+    ($($name:ident),* $(,)?) => {
+        mod nft {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(selvage_netfilter::Backend::Nft) })*
+        }
+        mod legacy {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(selvage_netfilter::Backend::Legacy) })*
+        }
+    };
+}
+
+on_both_backends![
+    a_kill_between_any_two_steps_opens_nothing_loses_nothing_and_the_next_start_converges,
+    a_kill_while_the_rules_move_to_this_backend_opens_nothing_and_loses_nothing,
+    an_api_server_that_is_away_changes_nothing_even_across_a_restart,
+];
+
+/// What the kernel holds of ours in one backend.
+fn observed(backend: Backend) -> Result<Observed> {
+    Ok(Kernel::open(backend, DEADLINE)?.observe(Family::V4)?)
+}
+
+fn pod(name: &str, node: &str, address: &str) -> Value {
+    let app = name.split('-').next();
+    json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": {"app": app}},
+        "spec": {"nodeName": node},
+        "status": {"podIPs": [{"ip": address}]},
+    })
+}
+
+/// Pods `of` may be reached by pods `from` and by nobody else.
+fn allow(of: &str, from: &str) -> Value {
+    json!({
+        "metadata": {"name": format!("{from}-to-{of}"), "namespace": "shop"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": of}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": from}}}]}],
+        },
+    })
+}
+
+/// A cluster in two states. In both, `friend` may reach `web` and `stranger` may not.
+struct World {
+    server: ApiServer,
+    home: Home,
+    web: Pod,
+    friend: Pod,
+    stranger: Pod,
+    _folder: tempfile::TempDir,
+    _node: Node,
+}
+
+impl World {
+    fn new() -> Result<Self> {
+        let node = Node::new()?;
+        let folder = tempfile::tempdir()?;
+        let server = ApiServer::start()?;
+        let home = Home {
+            folder: folder.path().to_owned(),
+            kubeconfig: server.kubeconfig(folder.path())?,
+        };
+        let address = |last| Ipv4Addr::new(10, 40, 0, last);
+        server.set_all(Kind::Namespace, vec![json!({"metadata": {"name": "shop"}})]);
+        Ok(Self {
+            web: node.pod("shop", "web-0", address(11))?,
+            friend: node.pod("shop", "friend-0", address(12))?,
+            stranger: node.pod("shop", "stranger-0", address(13))?,
+            server,
+            home,
+            _folder: folder,
+            _node: node,
+        })
+    }
+
+    fn local_pods() -> Vec<Value> {
+        vec![
+            pod("web-0", "node-1", "10.40.0.11"),
+            pod("friend-0", "node-1", "10.40.0.12"),
+            pod("stranger-0", "node-1", "10.40.0.13"),
+        ]
+    }
+
+    /// The state before: a peer and a policy that will be gone.
+    fn before(&self) {
+        let mut pods = Self::local_pods();
+        pods.push(pod("friend-1", "node-2", "10.40.1.1"));
+        self.server.set_all(Kind::Pod, pods);
+        self.server.set_all(
+            Kind::NetworkPolicy,
+            vec![allow("web", "friend"), allow("stranger", "web")],
+        );
+    }
+
+    /// The state after: another peer, another policy.
+    fn after(&self) {
+        let mut pods = Self::local_pods();
+        pods.push(pod("friend-2", "node-2", "10.40.1.2"));
+        self.server.set_all(Kind::Pod, pods);
+        self.server.set_all(
+            Kind::NetworkPolicy,
+            vec![allow("web", "friend"), allow("friend", "web")],
+        );
+    }
+
+    /// What foreign hands and crashes leave: a second jump, and a set of another type under a name
+    /// that the state after wants.
+    fn litter(&self, backend: Backend, wanted: &Observed) -> Result<()> {
+        run(&format!(
+            "iptables-{backend} -w 5 -t mangle -A FORWARD -j selvage-forward"
+        ))?;
+        let there = observed(backend)?;
+        let name = wanted
+            .sets
+            .keys()
+            .find(|name| !there.sets.contains_key(*name));
+        let name = name.map(ToString::to_string);
+        let name = name.context("the state after has no set of its own")?;
+        run(&format!("ipset create {name} bitmap:port range 1-2")).map(drop)
+    }
+
+    /// An agent runs until its rules are in force and nothing else is there, and is killed.
+    fn converge(&self, backend: Backend) -> Result<()> {
+        let mut agent = self.home.start(backend, None)?;
+        let sets = agent.until_ready()?.counts.sets;
+        // The kernel lets go of sets a while after it let go of the rules that used them.
+        eventually("no set too many", || {
+            Ok((observed(backend)?.sets.len() as u64 == sets).then_some(()))
+        })?;
+        agent.kill()
+    }
+}
+
+/// How often each failpoint was passed.
+fn count(passed: &[String]) -> BTreeMap<&str, u32> {
+    let mut counts = BTreeMap::new();
+    for name in passed {
+        *counts.entry(name.as_str()).or_default() += 1;
+    }
+    counts
+}
+
+fn a_kill_between_any_two_steps_opens_nothing_loses_nothing_and_the_next_start_converges(
+    backend: Backend,
+) -> Result<()> {
+    kill_everywhere(backend, backend)
+}
+
+fn a_kill_while_the_rules_move_to_this_backend_opens_nothing_and_loses_nothing(
+    backend: Backend,
+) -> Result<()> {
+    kill_everywhere(backend.other(), backend)
+}
+
+/// From the state before in one backend to the state after in another, with a kill at each
+/// failpoint, each time that it is passed.
+fn kill_everywhere(from: Backend, to: Backend) -> Result<()> {
+    let world = World::new()?;
+    world.after();
+    world.converge(to)?;
+    let wanted = observed(to)?;
+    world.before();
+    world.converge(from)?;
+
+    let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;
+    world.litter(from, &wanted)?;
+    world.after();
+    let mut agent = world.home.start(to, None)?;
+    agent.until_ready()?;
+    let passed = agent.passed()?;
+    agent.kill()?;
+    let passed = count(&passed);
+    println!("failpoints passed from {from} to {to}: {passed:?}");
+    if from == to {
+        let missed: Vec<&str> = Failpoint::ALL
+            .into_iter()
+            .map(Failpoint::as_str)
+            .filter(|name| !passed.contains_key(name))
+            .collect();
+        ensure!(missed.is_empty(), "never passed: {missed:?}");
+    }
+    for (name, times) in &passed {
+        for time in 1..=*times {
+            let failpoint = format!("{name}:{time}");
+            world.before();
+            world.converge(from)?;
+            world.litter(from, &wanted)?;
+            world.after();
+            world.home.start(to, Some(&failpoint))?.until_killed()?;
+            world.converge(to)?;
+            ensure!(observed(to)? == wanted, "{failpoint}: not converged");
+            if from != to {
+                ensure!(
+                    observed(from)?.chains.is_empty(),
+                    "{failpoint}: still in {from}"
+                );
+            }
+        }
+    }
+    let outcome = traffic.end()?;
+    println!("{outcome:?}");
+    ensure!(
+        outcome.allowed_sent > 1000 && outcome.forbidden_sent > 1000,
+        "{outcome:?}"
+    );
+    ensure!(outcome.forbidden_passed == 0, "{outcome:?}");
+    ensure!(outcome.allowed_lost == 0, "{outcome:?}");
+    Ok(())
+}
+
+fn an_api_server_that_is_away_changes_nothing_even_across_a_restart(
+    backend: Backend,
+) -> Result<()> {
+    let mut world = World::new()?;
+    world.before();
+    let mut agent = world.home.start(backend, None)?;
+    agent.until_ready()?;
+    let before = observed(backend)?;
+    let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;
+
+    world.server.go_away()?;
+    // Across a look at everything, whatever else it does.
+    agent.kill()?;
+    let mut agent = world.home.start(backend, None)?;
+    let report = agent.until("syncing", |report| !report.ready.ok)?;
+    ensure!(report.ready.reason.contains("waiting for"), "{report}");
+    ensure!(
+        observed(backend)? == before,
+        "an agent that knows nothing wrote"
+    );
+
+    world.after();
+    world.server.come_back()?;
+    agent.until_ready()?;
+    ensure!(
+        observed(backend)? != before,
+        "what happened meanwhile counts"
+    );
+    let outcome = traffic.end()?;
+    ensure!(outcome.forbidden_passed == 0, "{outcome:?}");
+    ensure!(outcome.allowed_lost == 0, "{outcome:?}");
+    agent.kill()?;
+    let cleaned = cleanup(&world.home.run_dir(), false)?;
+    ensure!(cleaned.left.is_empty(), "{:?}", cleaned.left);
+    Ok(())
+}

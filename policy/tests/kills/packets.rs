@@ -1,0 +1,126 @@
+//! A packet each millisecond that policy allows, one that it forbids, and who got through.
+
+use std::net::{SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use selvage_tests::{Place, Pod};
+
+const PORT: u16 = 9000;
+const EACH: Duration = Duration::from_millis(1);
+
+/// How long a packet that was sent may be under way.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+
+/// Packets under way between pods; joined by [`Traffic::end`].
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    allowed: Stream,
+    forbidden: Stream,
+    receiving: JoinHandle<Result<()>>,
+    received: Arc<Counts>,
+}
+
+struct Stream {
+    sent: Arc<AtomicU64>,
+    sending: JoinHandle<Result<()>>,
+}
+
+#[derive(Default)]
+struct Counts {
+    allowed: AtomicU64,
+    forbidden: AtomicU64,
+}
+
+/// What happened to the packets.
+#[derive(Debug)]
+pub struct Outcome {
+    pub allowed_sent: u64,
+    pub allowed_lost: u64,
+    pub forbidden_sent: u64,
+    pub forbidden_passed: u64,
+}
+
+/// A socket in a pod. It speaks to nobody who answers, so that conntrack never calls the flow
+/// established and each packet is judged anew.
+fn socket(pod: &Pod, port: u16) -> Result<UdpSocket> {
+    let socket = pod.netns().run(|| UdpSocket::bind(("0.0.0.0", port)))?;
+    socket.with_context(|| format!("bind in {}", pod.interface()))
+}
+
+impl Traffic {
+    /// From `may` and from `must_not` to a pod.
+    pub fn start(may: &Pod, must_not: &Pod, to: &Pod) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let target = SocketAddrV4::new(to.address(), PORT);
+        let received = Arc::new(Counts::default());
+        let receiver = socket(to, PORT)?;
+        receiver.set_read_timeout(Some(EACH * 20))?;
+        let receiving = thread::spawn({
+            let (stop, counts) = (Arc::clone(&stop), Arc::clone(&received));
+            let allowed = may.address();
+            move || {
+                let mut quiet_since = None;
+                let mut buffer = [0; 16];
+                loop {
+                    if let Ok((_, from)) = receiver.recv_from(&mut buffer) {
+                        let count = if from.ip() == allowed {
+                            &counts.allowed
+                        } else {
+                            &counts.forbidden
+                        };
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if stop.load(Ordering::Relaxed) {
+                        let since = *quiet_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() > UNDER_WAY {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        });
+        let stream = |from: &Pod| -> Result<Stream> {
+            let sender = socket(from, 0)?;
+            let sent = Arc::new(AtomicU64::new(0));
+            let (stop, count) = (Arc::clone(&stop), Arc::clone(&sent));
+            let sending = thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    sender.send_to(b"packet", target)?;
+                    count.fetch_add(1, Ordering::Relaxed);
+                    thread::park_timeout(EACH);
+                }
+                Ok(())
+            });
+            Ok(Stream { sent, sending })
+        };
+        Ok(Self {
+            allowed: stream(may)?,
+            forbidden: stream(must_not)?,
+            stop,
+            receiving,
+            received,
+        })
+    }
+
+    /// Stops, waits for what is under way, and counts.
+    pub fn end(self) -> Result<Outcome> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in [self.allowed.sending, self.forbidden.sending, self.receiving] {
+            let ended = thread.join();
+            ensure!(ended.is_ok(), "a thread of the traffic panicked");
+            ended.unwrap_or(Ok(()))?;
+        }
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (allowed_sent, passed) = (count(&self.allowed.sent), count(&self.received.allowed));
+        Ok(Outcome {
+            allowed_sent,
+            allowed_lost: allowed_sent.saturating_sub(passed),
+            forbidden_sent: count(&self.forbidden.sent),
+            forbidden_passed: count(&self.received.forbidden),
+        })
+    }
+}
