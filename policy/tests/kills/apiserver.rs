@@ -64,6 +64,15 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Notes a connection, to close it when going away; not when gone already.
+    fn keep(&self, stream: &TcpStream) -> bool {
+        let mut state = self.state();
+        let copy = stream.try_clone();
+        let kept = !state.away && copy.is_ok();
+        state.connections.extend(copy);
+        kept
+    }
 }
 
 impl State {
@@ -189,8 +198,10 @@ fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<JoinHandle<()>> {
                 };
                 let shared = &shared;
                 scope.spawn(move || {
-                    if let Ok(copy) = stream.try_clone() {
-                        shared.state().connections.push(copy);
+                    // The listener's is handed down.
+                    let _ = stream.set_read_timeout(None);
+                    if !shared.keep(&stream) {
+                        return;
                     }
                     match converse(&stream, shared) {
                         Ok(()) => {}
@@ -198,6 +209,8 @@ fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<JoinHandle<()>> {
                         Err(error) if error.kind() != ErrorKind::InvalidData => {}
                         Err(error) => eprintln!("API server: {error}"),
                     }
+                    // A copy of it is kept.
+                    let _ = stream.shutdown(Shutdown::Both);
                 });
             }
         });

@@ -14,7 +14,7 @@ use selvage_policy::cleanup::cleanup;
 use selvage_policy::failpoint::Failpoint;
 use selvage_policy_core::observe::Observed;
 use selvage_policy_core::ruleset::Family;
-use selvage_tests::{Node, Pod, run};
+use selvage_tests::{Node, Pod, run, run_with_input};
 use serde_json::{Value, json};
 
 use agent::{DEADLINE, Home, eventually};
@@ -37,6 +37,7 @@ on_both_backends![
     a_kill_between_any_two_steps_opens_nothing_loses_nothing_and_the_next_start_converges,
     a_kill_while_the_rules_move_to_this_backend_opens_nothing_and_loses_nothing,
     an_api_server_that_is_away_changes_nothing_even_across_a_restart,
+    a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap,
 ];
 
 /// What the kernel holds of ours in one backend.
@@ -266,5 +267,41 @@ fn an_api_server_that_is_away_changes_nothing_even_across_a_restart(
     agent.kill()?;
     let cleaned = cleanup(&world.home.run_dir(), false)?;
     ensure!(cleaned.left.is_empty(), "{:?}", cleaned.left);
+    Ok(())
+}
+
+/// Chains and sets of ours as no version of today writes them, in force.
+fn older_version(backend: Backend) -> Result<()> {
+    run("ipset create selvage-v0-friends hash:ip")?;
+    run("ipset add selvage-v0-friends 10.40.0.12")?;
+    let rules = "*mangle\n\
+        :selvage-forward - [0:0]\n\
+        :selvage-v0-to - [0:0]\n\
+        -I FORWARD -j selvage-forward\n\
+        -A selvage-forward -o eni+ -j selvage-v0-to\n\
+        -A selvage-v0-to -m set --match-set selvage-v0-friends src -j RETURN\n\
+        -A selvage-v0-to -j DROP\n\
+        COMMIT\n";
+    let restore = format!("iptables-{backend}-restore --noflush");
+    run_with_input(&restore, rules).map(drop)
+}
+
+fn a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap(
+    backend: Backend,
+) -> Result<()> {
+    let world = World::new()?;
+    world.after();
+    world.converge(backend)?;
+    let wanted = observed(backend)?;
+    cleanup(&world.home.run_dir(), false)?;
+
+    older_version(backend)?;
+    let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;
+    world.converge(backend)?;
+    ensure!(observed(backend)? == wanted, "something old is left");
+    let outcome = traffic.end()?;
+    ensure!(outcome.forbidden_sent > 0, "{outcome:?}");
+    ensure!(outcome.forbidden_passed == 0, "{outcome:?}");
+    ensure!(outcome.allowed_lost == 0, "{outcome:?}");
     Ok(())
 }
