@@ -147,6 +147,7 @@ fn as_observed(ruleset: Ruleset) -> Observed {
             base: hook.base,
             target: hook.target,
             position: 0,
+            shadowed: false,
         })
         .collect();
     let sets = ruleset

@@ -39,6 +39,9 @@ pub struct HookState {
     pub target: ChainName,
     /// How many rules stand before it.
     pub position: usize,
+    /// Whether one of those may let a packet go that this jump would then never see: an accept, or
+    /// a chain that holds one.
+    pub shadowed: bool,
 }
 
 impl HookState {

@@ -18,7 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::observe::{Observed, SetState};
-use crate::ruleset::{Chain, ChainName, Family, Hook, Member, Ruleset, Set, SetKind, SetName};
+use crate::ruleset::{
+    BaseChain, Chain, ChainName, Family, Hook, Member, Ruleset, Set, SetKind, SetName,
+};
 
 /// What to do to the kernel, by step. See the module for the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,9 +77,10 @@ impl Plan {
 
 /// What it takes to turn `have` into `want`.
 ///
-/// *Shape*: nothing that is already right is in the plan, and no member of a guard set.
-/// A hook that exists stays where it is,
-/// even behind others' rules: no war of insertions.
+/// *Shape*: nothing that is already right is in the plan, and no member of a guard set. A hook that exists stays where it is, even
+/// behind others' rules: no war of insertions. Except in FORWARD behind a rule that may let packets
+/// go: there it would be no hook. (In PREROUTING stands only the source check, and Felix keeps an
+/// accept in front of everybody there.)
 ///
 /// *Cost*: linear in chains and in members of both.
 #[must_use]
@@ -96,17 +99,23 @@ pub fn plan(want: &Ruleset, have: &Observed) -> Plan {
     };
     plan_sets(want, have, &mut plan);
     for (name, chain) in &want.chains {
+        // A rule names a set once and keeps it by index: what is created now is another set.
         let right = have.chains.get(name).is_some_and(|found| {
             found.marker.as_ref() == Some(&chain.marker()) && found.rules == chain.rules_in_kernel()
-        });
+        }) && !chain.sets().any(|set| plan.create.contains_key(set));
         if !right {
             plan.write.insert(name.clone(), chain.clone());
         }
     }
     for found in &have.hooks {
         let hook = found.hook();
-        // The first of equals is kept; `remove` says whether this is it.
-        if !plan.hook.remove(&hook) {
+        // In FORWARD a jump that packets can get past is as good as none: another goes in first
+        // place, and this one away. The first of equals is kept; `remove` says whether this is it.
+        let in_force = match hook.base {
+            BaseChain::Forward => !found.shadowed,
+            BaseChain::Prerouting => true,
+        };
+        if !in_force || !plan.hook.remove(&hook) {
             plan.unhook.push(hook);
         }
     }

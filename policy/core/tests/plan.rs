@@ -150,6 +150,7 @@ impl Kernel {
                     base: hook.base,
                     target: hook.target.clone(),
                     position,
+                    shadowed: false,
                 })
                 .collect(),
             sets: self

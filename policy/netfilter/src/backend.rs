@@ -11,7 +11,7 @@ use selvage_policy_core::ruleset::Family;
 use crate::error::Error;
 use crate::iptables::Backend;
 use crate::legacy;
-use crate::nftables::{Nftables, TABLE};
+use crate::nftables::Nftables;
 use crate::socket::Nfnetlink;
 
 /// Chains that the kubelet makes in `mangle`, with the iptables of its host.
@@ -37,7 +37,7 @@ pub fn choose(fixed: Option<Backend>, patience: Duration) -> Result<Backend, Err
         return Ok(backend);
     }
     let nft = nft(patience)?;
-    let legacy = legacy(patience)?;
+    let legacy = legacy()?;
     let chosen = decide(nft, legacy);
     tracing::info!(backend = %chosen, ?nft, ?legacy, "iptables backend chosen");
     Ok(chosen)
@@ -60,27 +60,26 @@ fn nft(patience: Duration) -> Result<Evidence, Error> {
     let mut evidence = Evidence::default();
     for family in [Family::V6, Family::V4] {
         let census = nftables.census(family)?;
-        evidence.kubelet |= census
-            .mangle_chains
-            .iter()
-            .any(|chain| KUBELET.contains(&chain.as_str()));
+        evidence.kubelet |= has_kubelets(&census.mangle_chains);
         evidence.tables |= !census.mangle_chains.is_empty();
         evidence.rules += census.rules;
     }
     Ok(evidence)
 }
 
-fn legacy(patience: Duration) -> Result<Evidence, Error> {
+fn legacy() -> Result<Evidence, Error> {
     let mut evidence = Evidence::default();
     for family in [Family::V6, Family::V4] {
-        let text = legacy::print(family, patience)?;
-        evidence.kubelet |= legacy::section(&text, TABLE)
-            .filter_map(legacy::declared)
-            .any(|chain| KUBELET.contains(&chain));
-        evidence.tables |= !text.is_empty();
-        evidence.rules += text.lines().filter(|line| line.starts_with("-A ")).count();
+        let census = legacy::census(family)?;
+        evidence.kubelet |= has_kubelets(&census.mangle_chains);
+        evidence.tables |= census.tables;
+        evidence.rules += census.rules;
     }
     Ok(evidence)
+}
+
+fn has_kubelets(chains: &[String]) -> bool {
+    chains.iter().any(|chain| KUBELET.contains(&chain.as_str()))
 }
 
 #[cfg(test)]

@@ -52,6 +52,15 @@ pub enum Error {
         #[source]
         source: Refusal,
     },
+    /// A set that should be destroyed and is matched on by a rule that we may not change.
+    #[error(
+        "set {set}: in use by a rule or set that is not ours: find it with \
+         `iptables-save | grep {set}` (also ip6tables-save, `nft list ruleset` and `ipset list`) and delete it"
+    )]
+    InUse {
+        /// The set.
+        set: SetName,
+    },
     /// A member that cannot be in its set: the other family, a port in a set without ports (or
     /// none in one with), or a `/0`.
     #[error("set {set}: {member} cannot be a member: {problem}")]

@@ -7,7 +7,7 @@
 mod guard;
 mod wire;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use selvage_policy_core::ruleset::{Family, Member, SetKind, SetName};
@@ -26,6 +26,8 @@ const PROTOCOL_OLDEST: u8 = 6;
 
 /// `ENOENT`.
 const NOT_FOUND: i32 = 2;
+/// `EBUSY`: somebody is reading the set.
+const BEING_READ: i32 = 16;
 /// `IPSET_ERR_BUSY`: somebody refers to the set.
 const ERROR_BUSY: i32 = 4100;
 /// `IPSET_ERR_HASH_FULL`: `maxelem` is reached.
@@ -82,6 +84,9 @@ pub struct Header {
     pub room: u32,
     /// How many rules and sets refer to it.
     pub references: u32,
+    /// A number that the kernel drew for its table (`initval`): another set, another number. 0 from
+    /// kernels that don't tell.
+    pub identity: u32,
 }
 
 /// The ipsets of the network namespace that [`IpSets::open`] ran in.
@@ -90,6 +95,8 @@ pub struct Header {
 pub struct IpSets {
     socket: Nfnetlink,
     protocol: u8,
+    /// Which set bore each name when it was made here or last read.
+    identities: BTreeMap<SetName, u32>,
 }
 
 impl IpSets {
@@ -122,6 +129,7 @@ impl IpSets {
         Ok(Self {
             socket,
             protocol: newest.min(PROTOCOL),
+            identities: BTreeMap::new(),
         })
     }
 
@@ -179,32 +187,88 @@ impl IpSets {
     /// Destroys a set; one that is not there is no matter. Waits a little for references that are
     /// already on their way out.
     ///
-    /// *Errors*: [`Error::Refused`] when a rule refers to it.
+    /// *Errors*: [`Error::InUse`] when a rule refers to it.
     pub fn destroy(&mut self, name: &SetName) -> Result<(), Error> {
         let deadline = Instant::now() + BUSY_PATIENCE;
-        let object = || format!("destroy set {name}");
-        loop {
-            // Without this flag newer kernels don't tell whether there was a set.
-            let mut message = self.about(Command::Destroy, name);
-            message.add_flags(EXCLUSIVE);
-            match self.socket.request(&object, message).map(drop) {
-                Err(error) if error.is_refusal(ERROR_BUSY) && Instant::now() < deadline => {
-                    crate::pause(BUSY_PAUSE);
-                }
-                Err(error) if error.is_refusal(NOT_FOUND) => return Ok(()),
-                done => return done,
+        while !self.destroy_now(name)? {
+            if Instant::now() >= deadline {
+                return Err(Error::InUse { set: name.clone() });
             }
+            crate::pause(BUSY_PAUSE);
         }
+        Ok(())
+    }
+
+    /// Destroys a set, unless it is in use: then the answer is no.
+    pub(crate) fn destroy_now(&mut self, name: &SetName) -> Result<bool, Error> {
+        let object = || format!("destroy set {name}");
+        // Without this flag newer kernels don't tell whether there was a set.
+        let mut message = self.about(Command::Destroy, name);
+        message.add_flags(EXCLUSIVE);
+        match self.socket.request(&object, message) {
+            Err(error) if error.is_refusal(ERROR_BUSY) => return Ok(false),
+            Err(error) if error.is_refusal(NOT_FOUND) => {}
+            done => drop(done?),
+        }
+        self.identities.remove(name);
+        Ok(true)
     }
 
     /// Exchanges the contents of two sets of the same type, in one step, under their references.
+    /// Waits a little for somebody who is reading one.
     ///
-    /// *Errors*: [`Error::Refused`] when one is missing or the types differ.
+    /// *Errors*: [`Error::Refused`] when one is missing, is being read all the time, or the types
+    /// differ.
     pub fn swap(&mut self, one: &SetName, other: &SetName) -> Result<(), Error> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
         let object = || format!("swap sets {one} and {other}");
-        let mut message = self.about(Command::Swap, one);
-        message.text(attribute::SET_NAME_2, other.as_str());
-        self.socket.request(&object, message).map(drop)
+        loop {
+            let mut message = self.about(Command::Swap, one);
+            message.text(attribute::SET_NAME_2, other.as_str());
+            match self.socket.request(&object, message) {
+                Err(error) if error.is_refusal(BEING_READ) && Instant::now() < deadline => {
+                    crate::pause(BUSY_PAUSE);
+                }
+                done => {
+                    drop(done?);
+                    break;
+                }
+            }
+        }
+        let (was_one, was_other) = (self.identities.remove(one), self.identities.remove(other));
+        self.identities
+            .extend(was_other.map(|it| (one.clone(), it)));
+        self.identities
+            .extend(was_one.map(|it| (other.clone(), it)));
+        Ok(())
+    }
+
+    /// From now on, this is the set that is meant by its name.
+    pub(crate) fn recognise(&mut self, header: &Header) {
+        self.identities.insert(header.name.clone(), header.identity);
+    }
+
+    /// See [`crate::Kernel::sets_changed`].
+    pub(crate) fn differing(
+        &mut self,
+        family: Family,
+        expected: &BTreeMap<SetName, Option<u32>>,
+    ) -> Result<BTreeSet<SetName>, Error> {
+        let headers = self.list()?;
+        let found: BTreeMap<&SetName, &Header> = headers.iter().map(|it| (&it.name, it)).collect();
+        let differs = |(name, members): &(&SetName, &Option<u32>)| {
+            let Some(header) = found.get(*name) else {
+                return true;
+            };
+            let known = self.identities.get(*name);
+            header.kind.is_none()
+                || header.family != Some(family)
+                || members.is_some_and(|members| members != header.members)
+                || known.is_some_and(|known| *known != header.identity)
+                || header.references == 0
+        };
+        let names = expected.iter().filter(differs);
+        Ok(names.map(|(name, _)| name.clone()).collect())
     }
 
     /// Our sets of both families, by name.
@@ -259,6 +323,22 @@ impl IpSets {
         Ok((header, members))
     }
 
+    /// A set's header alone.
+    fn header(&mut self, name: &SetName) -> Result<Header, Error> {
+        let object = || format!("look at set {name}");
+        let mut message = self.about(Command::List, name);
+        message.add_flags(DUMP);
+        message.net_u32(attribute::FLAGS, wire::FLAG_HEADERS_ONLY);
+        let replies = self.socket.dump(&object, &message)?;
+        replies
+            .iter()
+            .find_map(|reply| wire::header(reply.attributes()))
+            .ok_or_else(|| Error::Garbled {
+                object: object(),
+                problem: "no header",
+            })
+    }
+
     /// Family and type of an existing set.
     fn shape(&mut self, name: &SetName) -> Result<(Family, SetKind), Error> {
         let object = || format!("look at set {name}");
@@ -284,6 +364,7 @@ impl IpSets {
     ) -> Result<(), Error> {
         let revision = self.revision(family, kind)?;
         let object = || format!("create set {name}");
+        self.identities.remove(name);
         let mut message = self.about(Command::Create, name);
         message.add_flags(EXCLUSIVE | CREATE);
         message
@@ -301,7 +382,10 @@ impl IpSets {
                     }
                 }
             });
-        self.socket.request(&object, message).map(drop)
+        self.socket.request(&object, message)?;
+        let header = self.header(name)?;
+        self.recognise(&header);
+        Ok(())
     }
 
     /// The newest revision of a type that both the kernel and common `ipset` tools know: a set of

@@ -1,12 +1,12 @@
 //! The iptables tools: the only place of the enforcement half that starts processes.
 //!
-//! A tool gets its input and leaves its output in memory files, so that no pipe can fill while the
+//! A tool gets its input and leaves its complaints in memory files, so that no pipe can fill while the
 //! other side waits, and it is killed at a deadline. A restore batch is atomic in both backends:
 //! killed or refused, nothing of it is in force.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -61,23 +61,13 @@ const STATUS_RESOURCE: i32 = 4;
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The two tools of a backend that we run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tool {
-    Restore,
-    Save,
-}
-
-fn program(tool: Tool, family: Family, backend: Backend) -> String {
+/// The tool that we run of a backend.
+fn program(family: Family, backend: Backend) -> String {
     let family = match family {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    let tool = match tool {
-        Tool::Restore => "restore",
-        Tool::Save => "save",
-    };
-    format!("{family}-{backend}-{tool}")
+    format!("{family}-{backend}-restore")
 }
 
 /// Carries out a restore batch; what it doesn't mention stays as it is (`--noflush`).
@@ -94,7 +84,7 @@ pub(crate) fn restore(
     text: &str,
     patience: Duration,
 ) -> Result<(), Error> {
-    let program = program(Tool::Restore, family, backend);
+    let program = program(family, backend);
     let deadline = Instant::now() + patience;
     // The nft tool takes no lock; the legacy one would wait for it without end. Half the time, so
     // that it can say itself what it waited for.
@@ -135,23 +125,6 @@ pub(crate) fn restore(
     }
 }
 
-/// Prints the legacy tables that exist. Without a table's name the tool loads no module.
-///
-/// *Errors*: as [`restore`].
-pub(crate) fn save_legacy(family: Family, patience: Duration) -> Result<String, Error> {
-    let program = program(Tool::Save, family, Backend::Legacy);
-    let finished = run(&program, &[], "", Instant::now() + patience, patience)?;
-    if finished.status.success() {
-        return Ok(finished.stdout);
-    }
-    Err(Error::Tool {
-        tool: program,
-        status: finished.status.to_string(),
-        stderr: finished.stderr.trim_end().to_owned(),
-        line: None,
-    })
-}
-
 /// The line of the input that a restore tool names: `line 7 failed`, `line: 7`, `line 7:`.
 fn complained_about<'a>(stderr: &str, text: &'a str) -> Option<&'a str> {
     let after = stderr.split("line").skip(1);
@@ -169,7 +142,6 @@ fn complained_about<'a>(stderr: &str, text: &'a str) -> Option<&'a str> {
 
 struct Finished {
     status: ExitStatus,
-    stdout: String,
     stderr: String,
 }
 
@@ -196,12 +168,11 @@ fn run(
         .write_all(input.as_bytes())
         .and_then(|()| stdin.rewind())
         .map_err(failed("write its input"))?;
-    let mut stdout = memory_file().map_err(failed("make its output"))?;
     let mut stderr = memory_file().map_err(failed("make its output"))?;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(stdin)
-        .stdout(stdout.try_clone().map_err(failed("share its output"))?)
+        .stdout(Stdio::null())
         .stderr(stderr.try_clone().map_err(failed("share its output"))?)
         .spawn()
         .map_err(failed("start"))?;
@@ -219,7 +190,6 @@ fn run(
     let status = child.wait().map_err(failed("wait"))?;
     Ok(Finished {
         status,
-        stdout: contents(&mut stdout).map_err(failed("read its output"))?,
         stderr: contents(&mut stderr).map_err(failed("read its output"))?,
     })
 }
@@ -279,19 +249,18 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_gets_its_input_and_both_outputs_are_kept_apart() {
+    fn a_tool_gets_its_input_and_what_it_complains_about_is_kept() {
         let patience = Duration::from_secs(10);
         let deadline = Instant::now() + patience;
         let finished = run(
             "sh",
-            &["-c", "cat; echo no >&2; exit 3"],
+            &["-c", "cat >&2; echo out; exit 3"],
             "in",
             deadline,
             patience,
         );
         let finished = finished.unwrap();
-        assert_eq!(finished.stdout, "in");
-        assert_eq!(finished.stderr, "no\n");
+        assert_eq!(finished.stderr, "in");
         assert_eq!(finished.status.code(), Some(3));
     }
 

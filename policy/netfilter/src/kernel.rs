@@ -1,18 +1,20 @@
 //! A node's kernel as the plan sees it: observed whole, changed step by step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use selvage_policy_core::observe::{HookState, Observed, SetState};
+use selvage_policy_core::observe::{Observed, SetState};
 use selvage_policy_core::plan::Plan;
 use selvage_policy_core::render::render;
 use selvage_policy_core::ruleset::{ChainName, Family, Hook, SetName};
 
+use crate::content::{Found, TABLE};
 use crate::error::Error;
 use crate::ipset::{Header, IpSets};
 use crate::iptables::{Backend, restore};
 use crate::legacy;
-use crate::nftables::Nftables;
+use crate::memory::Memory;
+use crate::nftables::{Generation, Nftables};
 use crate::socket::Nfnetlink;
 
 /// The families, in the order in which they are cleaned.
@@ -27,6 +29,15 @@ pub struct Kernel {
     patience: Duration,
     sets: IpSets,
     nft: Nftables,
+    /// Rules in `backend` as this one left them, by family.
+    memory: BTreeMap<Family, Memory>,
+}
+
+/// Where the rules stood when a plan was begun, and what it has committed since by the tool.
+struct Begun {
+    generation: Option<Generation>,
+    commits: u32,
+    restores: u32,
 }
 
 /// A step of [`Kernel::apply_by_step`] that is done, in the order in which they come.
@@ -64,12 +75,6 @@ pub struct Cleaned {
     pub left: Vec<Error>,
 }
 
-/// Rules of ours as found in one backend.
-struct Rules {
-    chains: BTreeMap<ChainName, selvage_policy_core::observe::ChainState>,
-    hooks: Vec<HookState>,
-}
-
 impl Kernel {
     /// Opens the sockets. `patience` bounds each exchange with the kernel and each run of a tool.
     ///
@@ -82,6 +87,7 @@ impl Kernel {
             patience,
             sets: IpSets::open(patience)?,
             nft: Nftables::new(Nfnetlink::open(patience)?),
+            memory: BTreeMap::new(),
         })
     }
 
@@ -98,15 +104,22 @@ impl Kernel {
 
     /// Reads everything of ours of a family: chains, jumps to them, sets with their members.
     ///
+    /// A chain that this kernel has written, and whose rules are not those any more, is reported
+    /// without its marker, also where somebody kept that.
+    ///
     /// *Errors*: those of reading. What cannot be read is an error, never an empty answer.
     ///
-    /// *Cost*: linear in the rules of `mangle` and in our members: 1 µs and 0.2 µs each, and a
-    /// process for legacy.
+    /// *Cost*: linear in the rules of `mangle` and in our members: 1 µs and 0.2 µs each.
     pub fn observe(&mut self, family: Family) -> Result<Observed, Error> {
-        let Rules { chains, hooks } = self.rules(self.backend, family)?;
+        let (found, generation) = self.rules(self.backend, family)?;
+        let memory = self.memory.entry(family).or_default();
+        let chains = memory.learn(&found, generation);
+        let hooks = found.hooks.into_iter().map(|hook| hook.state).collect();
         let mut sets = BTreeMap::new();
         for header in self.sets.list()? {
             if belongs(&header, family) {
+                // Before its members are read, so that a swap in between is seen later.
+                self.sets.recognise(&header);
                 let state = match header.kind {
                     None => SetState::Foreign,
                     Some(kind) => SetState::Known {
@@ -144,10 +157,8 @@ impl Kernel {
         after: &mut dyn FnMut(Step),
     ) -> Result<Vec<Error>, Error> {
         let family = plan.family;
-        for name in &plan.clear {
-            self.sets.destroy(name)?;
-            after(Step::SetCleared);
-        }
+        let mut begun = self.begin()?;
+        self.clear(plan, &mut begun, after)?;
         for (name, set) in &plan.create {
             self.sets.create(name, family, set.kind, &set.members)?;
             after(Step::SetCreated);
@@ -157,7 +168,7 @@ impl Kernel {
             after(Step::MembersAdded);
         }
         if let Some(text) = render(plan).apply {
-            restore(family, self.backend, &text, self.patience)?;
+            self.restore(family, &text, &mut begun)?;
             after(Step::ChainsWritten);
         }
         for (name, members) in &plan.remove {
@@ -181,6 +192,7 @@ impl Kernel {
             }
             after(Step::ChainsDeleted);
         }
+        self.remember(plan, &begun);
         for name in &plan.destroy {
             match self.sets.destroy(name) {
                 Ok(()) => after(Step::SetDestroyed),
@@ -190,12 +202,143 @@ impl Kernel {
         Ok(left)
     }
 
+    /// Whether the rules of a family are as this kernel last observed or left them. Not so, or
+    /// never observed: observe, plan and apply.
+    ///
+    /// *Errors*: those of reading.
+    ///
+    /// *Cost*: for nft, where nobody else committed since: 1 µs, however many commits were our own.
+    /// Else as reading the rules: linear in those of `mangle`, 0.3 ms for 1,000 in legacy and 1 ms in nft.
+    pub fn rules_unchanged(&mut self, family: Family) -> Result<bool, Error> {
+        let Some(known) = self.memory.get(&family).map(Memory::generation) else {
+            return Ok(false);
+        };
+        if known.is_some() && self.nft.generation()? == known {
+            return Ok(true);
+        }
+        let (found, generation) = self.rules(self.backend, family)?;
+        let memory = self.memory.entry(family).or_default();
+        let same = memory.recognises(&found);
+        if same {
+            memory.carry_to(generation);
+        }
+        Ok(same)
+    }
+
+    /// Which of these sets of a family are not what they should be, as far as their headers show:
+    /// gone, of another type or family, with another number of members, swapped with another or
+    /// made anew since they were last observed or written, or matched on by no rule.
+    ///
+    /// `expected` says how many members each has, or `None` where that is not known. One member
+    /// less and another more is not seen here: only [`Kernel::observe`] reads members.
+    ///
+    /// *Errors*: those of reading.
+    ///
+    /// *Cost*: that of [`IpSets::list`].
+    pub fn sets_changed(
+        &mut self,
+        family: Family,
+        expected: &BTreeMap<SetName, Option<u32>>,
+    ) -> Result<BTreeSet<SetName>, Error> {
+        self.sets.differing(family, expected)
+    }
+
+    fn begin(&mut self) -> Result<Begun, Error> {
+        let generation = match self.backend {
+            Backend::Nft => self.nft.generation()?,
+            Backend::Legacy => None,
+        };
+        Ok(Begun {
+            generation,
+            commits: self.nft.commits(),
+            restores: 0,
+        })
+    }
+
+    fn restore(&mut self, family: Family, text: &str, begun: &mut Begun) -> Result<(), Error> {
+        restore(family, self.backend, text, self.patience)?;
+        begun.restores += 1;
+        Ok(())
+    }
+
+    /// Destroys sets whose names are wanted for others. Where rules of ours refer to one, their
+    /// chains drop everything until they are written anew, later in the plan: closed, not open.
+    fn clear(
+        &mut self,
+        plan: &Plan,
+        begun: &mut Begun,
+        after: &mut dyn FnMut(Step),
+    ) -> Result<(), Error> {
+        for name in &plan.clear {
+            if self.sets.destroy_now(name)? {
+                after(Step::SetCleared);
+                continue;
+            }
+            let users = plan.write.iter();
+            let users = users.filter(|(_, chain)| chain.sets().any(|set| set == name));
+            let mut text = format!("*{TABLE}\n");
+            for chain in users.map(|(chain, _)| chain).chain(&plan.delete) {
+                text += &format!(":{chain} - [0:0]\n-A {chain} -j DROP\n");
+            }
+            text += "COMMIT\n";
+            self.restore(plan.family, &text, begun)?;
+            self.sets.destroy(name)?;
+            after(Step::SetCleared);
+        }
+        Ok(())
+    }
+
+    /// Reads what a plan has written, while it is known that nobody else wrote.
+    fn remember(&mut self, plan: &Plan, begun: &Begun) {
+        if plan.write.is_empty()
+            && plan.hook.is_empty()
+            && plan.unhook.is_empty()
+            && plan.delete.is_empty()
+        {
+            return;
+        }
+        let (found, generation) = match self.rules(self.backend, plan.family) {
+            Ok(read) => read,
+            Err(error) => {
+                // The plan is carried out. What it wrote is doubted, and so written again.
+                let family = plan.family;
+                tracing::debug!(%family, %error, "what was written could not be read back");
+                Default::default()
+            }
+        };
+        let ours = begun.restores + self.nft.commits().wrapping_sub(begun.commits);
+        let expected = begun.generation.map(|before| before.wrapping_add(ours));
+        let known = |memory: &Memory| memory.generation() == begun.generation;
+        let alone = match self.backend {
+            Backend::Nft => {
+                generation.is_some()
+                    && generation == expected
+                    && self.memory.get(&plan.family).is_some_and(known)
+            }
+            // There are no generations to count: see the limit in docs/architecture.md.
+            Backend::Legacy => true,
+        };
+        if alone {
+            // The other family's rules are where they were.
+            for memory in self.memory.values_mut() {
+                if memory.generation() == begun.generation {
+                    memory.carry_to(generation);
+                }
+            }
+        }
+        let memory = self.memory.entry(plan.family).or_default();
+        memory.written(plan, &found, alone, generation);
+    }
+
     /// Takes our rules out of one backend, for both families, and leaves sets and strangers'
     /// rules alone. For the backend that is not in use any more, once the other is in force.
     ///
     /// *Errors*: none: what could not be done is in [`Cleaned::left`].
     pub fn clean_rules(&mut self, backend: Backend) -> Cleaned {
         let mut cleaned = Cleaned::default();
+        if backend == self.backend {
+            self.memory.clear();
+        }
         for family in FAMILIES {
             if let Err(error) = self.clean_family(backend, family, &mut cleaned) {
                 cleaned.left.push(error);
@@ -233,8 +376,8 @@ impl Kernel {
         family: Family,
         cleaned: &mut Cleaned,
     ) -> Result<(), Error> {
-        let found = self.rules(backend, family)?;
-        let hooks: Vec<Hook> = found.hooks.iter().map(HookState::hook).collect();
+        let (found, _) = self.rules(backend, family)?;
+        let hooks: Vec<Hook> = found.hooks.iter().map(|it| it.state.hook()).collect();
         self.unhook(backend, family, &hooks)?;
         cleaned.hooks += hooks.len();
         let chains: Vec<&ChainName> = found.chains.keys().collect();
@@ -244,16 +387,14 @@ impl Kernel {
         Ok(())
     }
 
-    fn rules(&mut self, backend: Backend, family: Family) -> Result<Rules, Error> {
+    fn rules(
+        &mut self,
+        backend: Backend,
+        family: Family,
+    ) -> Result<(Found, Option<Generation>), Error> {
         match backend {
-            Backend::Nft => self.nft.read(family).map(|found| Rules {
-                chains: found.chains,
-                hooks: found.hooks.into_iter().map(|hook| hook.state).collect(),
-            }),
-            Backend::Legacy => legacy::read(family, self.patience).map(|found| Rules {
-                chains: found.chains,
-                hooks: found.hooks,
-            }),
+            Backend::Nft => self.nft.read(family),
+            Backend::Legacy => legacy::read(family).map(|found| (found, None)),
         }
     }
 

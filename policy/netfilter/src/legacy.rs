@@ -1,7 +1,11 @@
-//! Table `mangle` as x_tables has it: what `iptables-legacy-save` prints, and batches that delete.
+//! Table `mangle` as x_tables has it: read whole by a socket option, changed by batches for the
+//! restore tool.
 //!
-//! Native nft rules cannot be mixed in here, so the tool's text can be trusted. A table that is not
-//! listed in /proc is not looked at: looking would create it.
+//! Native nft rules cannot be mixed in here, so the tool can be trusted with `-D`. A table that is
+//! not listed in /proc is not looked at: looking would create it.
+
+mod sockopt;
+mod table;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,34 +13,57 @@ use std::fs;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use selvage_policy_core::observe::{ChainState, HookState};
-use selvage_policy_core::ruleset::{ChainName, Family, Hook, Marker};
+use selvage_policy_core::ruleset::{ChainName, Family, Hook};
 
+use crate::content::{Found, TABLE};
 use crate::error::Error;
-use crate::iptables::{Backend, restore, save_legacy};
-use crate::nftables::{BASES, TABLE};
+use crate::iptables::{Backend, restore};
+use sockopt::RawTable;
+use table::Table;
 
-/// What legacy `mangle` holds of ours.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) chains: BTreeMap<ChainName, ChainState>,
-    pub(crate) hooks: Vec<HookState>,
+/// What there is in legacy tables, whoever made it.
+#[derive(Debug, Default)]
+pub(crate) struct Census {
+    /// Whether there is any table.
+    pub(crate) tables: bool,
+    /// Chains of `mangle`.
+    pub(crate) mangle_chains: Vec<String>,
+    /// Rules in all tables.
+    pub(crate) rules: usize,
 }
 
-/// The legacy tables that exist, as the tool prints them; empty when there are none.
-pub(crate) fn print(family: Family, patience: Duration) -> Result<String, Error> {
-    if tables(family)?.is_empty() {
-        return Ok(String::new());
+/// Counts what is in the tables that exist.
+pub(crate) fn census(family: Family) -> Result<Census, Error> {
+    let mut census = Census::default();
+    for name in tables(family)?.lines() {
+        census.tables = true;
+        let raw = sockopt::read(family, name)?;
+        let table = parse(family, name, &raw)?;
+        census.rules += table.chains.iter().map(|it| it.rules.len()).sum::<usize>();
+        if name == TABLE {
+            let chains = table.chains.iter().map(|it| it.name.to_owned());
+            census.mangle_chains.extend(chains);
+        }
     }
-    save_legacy(family, patience)
+    Ok(census)
 }
 
 /// Our chains and the jumps to them.
-pub(crate) fn read(family: Family, patience: Duration) -> Result<Found, Error> {
+///
+/// *Cost*: linear in the table, 0.3 ms for 1,000 rules; no process.
+pub(crate) fn read(family: Family) -> Result<Found, Error> {
     if !tables(family)?.lines().any(|table| table == TABLE) {
         return Ok(Found::default());
     }
-    save_legacy(family, patience).map(|text| parse(&text))
+    let raw = sockopt::read(family, TABLE)?;
+    Ok(parse(family, TABLE, &raw)?.ours())
+}
+
+fn parse<'a>(family: Family, name: &str, raw: &'a RawTable) -> Result<Table<'a>, Error> {
+    Table::parse(family, raw).map_err(|problem| Error::Garbled {
+        object: format!("read {family} legacy table {name}"),
+        problem,
+    })
 }
 
 /// Deletes jumps to our chains: of each hook as many as it is listed.
@@ -44,14 +71,14 @@ pub(crate) fn read(family: Family, patience: Duration) -> Result<Found, Error> {
 /// `-D` deletes the first of equals, so where some are to stay they are all replaced, in the one
 /// atomic batch, by as many as stay, in first place.
 pub(crate) fn unhook(family: Family, hooks: &[Hook], patience: Duration) -> Result<(), Error> {
-    let found = read(family, patience)?.hooks;
+    let found = read(family)?.hooks;
     let mut lines = String::new();
     let mut wanted: BTreeMap<&Hook, usize> = BTreeMap::new();
     for hook in hooks {
         *wanted.entry(hook).or_default() += 1;
     }
     for (hook, delete) in wanted {
-        let present = found.iter().filter(|it| it.hook() == *hook).count();
+        let present = found.iter().filter(|it| it.state.hook() == *hook).count();
         for _ in 0..present {
             line(&mut lines, "-D", hook);
         }
@@ -112,125 +139,5 @@ fn tables(family: Family) -> Result<String, Error> {
             source,
         }),
         Ok(names) => Ok(names),
-    }
-}
-
-/// The lines of one table in what the save tool printed.
-pub(crate) fn section<'a>(text: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
-    let start = format!("*{table}");
-    text.lines()
-        .skip_while(move |line| *line != start)
-        .skip(1)
-        .take_while(|line| *line != "COMMIT")
-}
-
-/// The name in a chain's declaration, `:name policy [packets:bytes]`.
-pub(crate) fn declared(line: &str) -> Option<&str> {
-    line.strip_prefix(':')?.split(' ').next()
-}
-
-fn parse(text: &str) -> Found {
-    let mut found = Found::default();
-    let mut position = [0; BASES.len()];
-    for line in section(text, TABLE) {
-        if let Some(name) = declared(line).and_then(|name| ChainName::new(name).ok()) {
-            let empty = ChainState {
-                marker: None,
-                rules: 0,
-            };
-            found.chains.insert(name, empty);
-        }
-        let Some((chain, rule)) = line
-            .strip_prefix("-A ")
-            .and_then(|rest| rest.split_once(' '))
-        else {
-            continue;
-        };
-        if let Some(base) = BASES.iter().position(|base| base.as_str() == chain) {
-            let target = rule.strip_prefix("-j ").map(ChainName::new);
-            if let Some(Ok(target)) = target {
-                found.hooks.push(HookState {
-                    base: BASES[base],
-                    target,
-                    position: position[base],
-                });
-            }
-            position[base] += 1;
-        } else if let Some(state) = ChainName::new(chain)
-            .ok()
-            .and_then(|name| found.chains.get_mut(&name))
-        {
-            state.rules += 1;
-            state.marker = comment(rule).and_then(Marker::from_comment);
-        }
-    }
-    found
-}
-
-/// The text of a rule's comment; ours hold no quotes and no blanks.
-fn comment(rule: &str) -> Option<&str> {
-    let rest = rule.split_once("--comment ")?.1;
-    rest.split(' ').next().map(|text| text.trim_matches('"'))
-}
-
-#[cfg(test)]
-mod tests {
-    use selvage_policy_core::ruleset::BaseChain;
-
-    use super::parse;
-
-    const SAVED: &str = "\
-# Generated by iptables-save v1.8.9 on Sat Nov 21 06:03:31 2026
-*mangle
-:PREROUTING ACCEPT [0:0]
-:FORWARD ACCEPT [12:720]
-:KUBE-KUBELET-CANARY - [0:0]
-:selvage-Not-Ours - [0:0]
-:selvage-a - [0:0]
-:selvage-b - [0:0]
--A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
--A FORWARD -j selvage-a
--A FORWARD -i eth9 -j selvage-a
--A FORWARD -j selvage-a
--A selvage-a -i eni+ -j DROP
--A selvage-a -m comment --comment \"selvage:0123456789abcdef\"
--A selvage-Not-Ours -j DROP
-COMMIT
-*filter
-:FORWARD ACCEPT [0:0]
-:selvage-filter - [0:0]
--A FORWARD -j selvage-a
-COMMIT
-";
-
-    #[test]
-    fn our_chains_and_hooks_are_found_and_nothing_else() {
-        let found = parse(SAVED);
-        let chains: Vec<_> = found
-            .chains
-            .iter()
-            .map(|(name, state)| (name.as_str(), state.rules, state.marker.is_some()))
-            .collect();
-        assert_eq!(chains, [("selvage-a", 2, true), ("selvage-b", 0, false)]);
-        let hooks: Vec<_> = found
-            .hooks
-            .iter()
-            .map(|hook| (hook.base, hook.target.as_str(), hook.position))
-            .collect();
-        assert_eq!(
-            hooks,
-            [
-                (BaseChain::Forward, "selvage-a", 1),
-                (BaseChain::Forward, "selvage-a", 3)
-            ]
-        );
-    }
-
-    #[test]
-    fn a_marker_counts_only_in_the_last_rule() {
-        let text = SAVED.replace("-A selvage-Not-Ours", "-A selvage-a");
-        let found = parse(&text);
-        let state = found.chains.values().next().unwrap();
-        assert_eq!((state.rules, &state.marker), (3, &None));
     }
 }

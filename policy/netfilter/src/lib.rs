@@ -7,11 +7,13 @@
 //!
 //!   sets    ipset       read and written by netlink
 //!   rules   nft         read by netlink, written by iptables-nft-restore, deleted by netlink
-//!           legacy      read and written by the iptables-legacy tools
+//!           legacy      read by socket option, written by iptables-legacy-restore
 //!   flows   conntrack   read, judged and deleted by netlink
 //!   routes  main, …     watched by netlink
 //!   nflog   a group     packets that rules log
 //! ```
+//!
+//! What others do to it is noticed by a [`Watcher`], which says when to look again.
 //!
 //! Everything blocks, with a deadline; an async program calls it from a thread of its own.
 //! Only names with our prefix are ever written to, and jumps to them deleted.
@@ -32,6 +34,7 @@
 
 mod backend;
 pub mod conntrack;
+mod content;
 mod error;
 pub mod ipset;
 mod iptables;
@@ -39,11 +42,13 @@ mod ipvs;
 mod kernel;
 mod legacy;
 mod listen;
+mod memory;
 mod message;
 pub mod nflog;
 mod nftables;
 pub mod routes;
 mod socket;
+mod watch;
 
 use std::time::Duration;
 
@@ -52,6 +57,7 @@ pub use error::{Error, Refusal};
 pub use iptables::Backend;
 pub use ipvs::ipvs_in_use;
 pub use kernel::{Cleaned, Kernel, Step};
+pub use watch::{Pace, Suspect, Watcher};
 
 /// Waits for something that the kernel does by itself and tells nobody about.
 #[expect(

@@ -155,12 +155,6 @@ pub(crate) struct Received<'a> {
 }
 
 impl<'a> Received<'a> {
-    /// The resource id: for nftables the low half of the generation that was read.
-    pub(crate) fn resource(&self) -> Option<u16> {
-        let bytes = self.body.get(2..4)?;
-        Some(u16::from_be_bytes(bytes.try_into().ok()?))
-    }
-
     /// Its attributes, if it is an nfnetlink message.
     pub(crate) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(NFGENMSG..).unwrap_or_default())

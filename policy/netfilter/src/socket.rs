@@ -58,11 +58,6 @@ impl Reply {
     pub(crate) fn attributes(&self) -> Attributes<'_> {
         self.message().attributes()
     }
-
-    /// For nftables: the low half of the rules' generation.
-    pub(crate) fn generation(&self) -> Option<u16> {
-        self.message().resource()
-    }
 }
 
 /// An nfnetlink socket that waits.

@@ -160,6 +160,27 @@ impl Chain {
         &self.rules
     }
 
+    /// The sets that its rules match on, as often as they do.
+    pub fn sets(&self) -> impl Iterator<Item = &SetName> {
+        let matches = self.rules.iter().flat_map(|rule| &rule.matches);
+        matches.filter_map(|condition| match condition {
+            Match::Set { set, .. } => Some(set),
+            Match::In(_)
+            | Match::Out(_)
+            | Match::NotIn(_)
+            | Match::NotOut(_)
+            | Match::State(_)
+            | Match::OfNoFlow
+            | Match::NotSyn
+            | Match::NotInit
+            | Match::Icmp6
+            | Match::Icmp6Type(_)
+            | Match::SourceElsewhere
+            | Match::Protocol(_)
+            | Match::Ports(..) => None,
+        })
+    }
+
     /// The hash of the content, as the kernel keeps it in the chain's unreachable last rule.
     #[must_use]
     pub fn marker(&self) -> Marker {

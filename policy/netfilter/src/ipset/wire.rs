@@ -41,6 +41,7 @@ pub(super) mod attribute {
     pub(in crate::ipset) const PROTOCOL_OLDEST: u16 = 10;
 
     /// Inside [`DATA`] of a set.
+    pub(super) const INITVAL: u16 = 17;
     pub(in crate::ipset) const HASH_SIZE: u16 = 18;
     pub(in crate::ipset) const MAX_ELEMENTS: u16 = 19;
     pub(super) const ELEMENTS: u16 = 24;
@@ -212,6 +213,7 @@ pub(super) fn header(attributes: Attributes<'_>) -> Option<Header> {
         members: number(attribute::ELEMENTS),
         room: number(attribute::MAX_ELEMENTS),
         references: number(attribute::REFERENCES),
+        identity: number(attribute::INITVAL),
     })
 }
 

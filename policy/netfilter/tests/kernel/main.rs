@@ -2,6 +2,8 @@
 
 mod conntrack;
 mod cutter;
+mod foreign;
+mod foreign_sets;
 mod nflog;
 mod node;
 mod routes;
