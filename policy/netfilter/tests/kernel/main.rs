@@ -1,6 +1,7 @@
 //! The kernel's edge against a real kernel, each test in namespaces of its own.
 
 mod conntrack;
+mod contention;
 mod cutter;
 mod foreign;
 mod foreign_sets;

@@ -20,7 +20,7 @@ fn name(text: &str) -> SetName {
     SetName::new(text).unwrap()
 }
 
-fn members(family: Family, kind: SetKind, count: u32) -> BTreeSet<Member> {
+pub(crate) fn members(family: Family, kind: SetKind, count: u32) -> BTreeSet<Member> {
     let ports = [
         (Protocol::Tcp, 80),
         (Protocol::Udp, 53),
