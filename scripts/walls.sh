@@ -27,6 +27,7 @@ done
 for package in selvage-cni selvage-nodenet selvage-ipamd selvage-ipamd-core selvage-ipamd-rpc; do
   forbid $package "only ipamd/aws compiles the AWS SDK" 'aws-(sdk|config|smithy|runtime).*'
 done
+forbid selvage-oracle "the second reading shares nothing with the code that it judges" 'selvage-([^o].*)|ipnet.*|cidr.*|kube.*|k8s-openapi'
 
 # A core crate does no I/O through the standard library either; its clippy.toml bans the calls one by one.
 for core in policy/core ipamd/core; do
