@@ -30,6 +30,9 @@ pub(super) fn block(random: &mut Random, odd: usize) -> Value {
     let (address, length) = (random.pick(addresses), random.pick(bits));
     // Host bits stay where they are: the API takes them.
     let mut cidr = format!("{address}/{length}");
+    if !v6 && random.percent(5) {
+        cidr = format!("::ffff:{address}/{}", 96 + length);
+    }
     let longer: Vec<u32> = bits.iter().copied().filter(|bits| *bits > length).collect();
     let mut except = Vec::new();
     if !longer.is_empty() && random.percent(50) {

@@ -45,7 +45,10 @@ fn pod(random: &mut Random, number: usize, name: (&str, &str), size: Size) -> Va
     };
     let address = |random: &mut Random, v6: bool| match (host_network, v6) {
         (true, _) => node_address(node + 1, v6),
-        (false, false) => format!("10.0.{}.{}", number / 4, 1 + number % 4),
+        (false, false) => {
+            let mapped = if random.percent(4) { "::ffff:" } else { "" };
+            format!("{mapped}{}", address_of(number))
+        }
         (false, true) => random.pick(&[
             format!("fd00::{}:{}", number / 4, 1 + number % 4),
             format!("FD00:0:0:0:0:0:{}:{}", number / 4, 1 + number % 4),
@@ -64,6 +67,8 @@ fn pod(random: &mut Random, number: usize, name: (&str, &str), size: Size) -> Va
         1 => (Vec::new(), Some(known.join(", "))),
         2 => (known.clone(), Some(known.join(","))),
         3 => (known.clone(), Some(String::new())),
+        // The status is behind, and still tells of an address that is another's.
+        4 => (vec![address_of(random.below(4))], Some(known.join(","))),
         _ => (known, None),
     };
     let labels = random.percent(90).then(|| labels(random));
@@ -103,6 +108,10 @@ fn pod(random: &mut Random, number: usize, name: (&str, &str), size: Size) -> Va
         ("podIPs", (!ips.is_empty()).then_some(json!(ips))),
     ]);
     json!({"metadata": metadata, "spec": spec, "status": status})
+}
+
+fn address_of(number: usize) -> String {
+    format!("10.0.{}.{}", number / 4, 1 + number % 4)
 }
 
 fn containers(random: &mut Random, odd: usize) -> Value {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::block::block;
-use super::pod::{KEYS, PORTS, VALUES, protocol};
+use super::pod::{KEYS, PORT_NAMES, PORTS, VALUES, protocol};
 use super::{NAMESPACES, object};
 use crate::random::Random;
 
@@ -155,7 +155,7 @@ fn port(random: &mut Random, odd: usize) -> Value {
             let last = random.pick(&PORTS).max(first);
             (Some(json!(first)), Some(json!(last)))
         }
-        _ => (Some(json!(first)), None),
+        _ => (Some(json!(random.pick(&PORT_NAMES))), None),
     };
     object([
         ("protocol", protocol(random)),

@@ -68,16 +68,12 @@ pub(super) fn matches(port: &Value, traffic: Traffic, destinations: &[&Value]) -
     }
 }
 
-/// The numbers that a pod's containers give to a name. Init containers have ended before the pod
-/// answers anybody, except those that restart always: sidecars.
+/// The numbers that a pod's containers give to a name. While init containers run they are the pod.
 fn numbers(pod: &Value, name: &str, of: &str) -> Vec<u16> {
     let spec = &pod["spec"];
-    let sidecars = list(&spec["initContainers"])
-        .iter()
-        .filter(|container| container["restartPolicy"] == "Always");
     list(&spec["containers"])
         .iter()
-        .chain(sidecars)
+        .chain(list(&spec["initContainers"]))
         .flat_map(|container| list(&container["ports"]))
         .filter(|port| port["name"] == name && protocol(port) == of)
         .filter_map(|port| number(&port["containerPort"]))

@@ -1,7 +1,6 @@
 //! A cluster as policy-core compiles it: one ruleset a node and family.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use selvage_oracle::generator::NODES;
 use selvage_oracle::probe::{End, Probe, Traffic};
@@ -12,9 +11,10 @@ use selvage_policy_core::eval::{Packet, Verdict, eval};
 use selvage_policy_core::index::{Event, Index, Settings};
 use selvage_policy_core::model::NodeName;
 use selvage_policy_core::ruleset::{Family, Protocol, Ruleset, VethPrefix};
+use selvage_policy_core::verdict::{self, Flow, Judge};
 use serde_json::Value;
 
-pub struct Compiled {
+pub(crate) struct Compiled {
     nodes: Vec<Node>,
     /// Which node a pod is bound to.
     places: Vec<((String, String), usize)>,
@@ -23,16 +23,18 @@ pub struct Compiled {
 struct Node {
     v4: Ruleset,
     v6: Ruleset,
+    judge: Judge,
 }
 
 impl Compiled {
-    pub fn new(cluster: &Value) -> Self {
+    pub(crate) fn new(cluster: &Value) -> Self {
         let nodes = NODES.iter().map(|name| {
             let mut index = Index::new(Settings {
                 node: NodeName::new(*name),
                 prefix: VethPrefix::default(),
                 families: BTreeSet::from([Family::V4, Family::V6]),
                 source_check: true,
+                drop_invalid: true,
             });
             for event in events(cluster) {
                 index.apply(event);
@@ -40,6 +42,7 @@ impl Compiled {
             Node {
                 v4: compile(&mut index, Family::V4),
                 v6: compile(&mut index, Family::V6),
+                judge: index.judge(),
             }
         });
         let nodes = nodes.collect();
@@ -59,7 +62,7 @@ impl Compiled {
     /// Whether the flow's first packet gets past every node whose rules it meets.
     ///
     /// A packet between a node and a pod on it isn't forwarded: no rule of ours is asked.
-    pub fn passes(&self, probe: &Probe) -> bool {
+    pub(crate) fn passes(&self, probe: &Probe) -> bool {
         (0..self.nodes.len()).all(|node| {
             let (from, to) = (
                 self.interface(&probe.from, node),
@@ -71,12 +74,34 @@ impl Compiled {
             if from == UPLINK && to == UPLINK {
                 return true;
             }
-            let packet = packet(from, to, probe);
+            let packet = packet(&from, &to, probe);
             let ruleset = match Family::of_address(packet.source) {
                 Family::V4 => &self.nodes[node].v4,
                 Family::V6 => &self.nodes[node].v6,
             };
             eval(ruleset, &packet) == Verdict::Passed
+        })
+    }
+
+    /// Whether the flow would be left alone if it were established already: what decides on cutting.
+    ///
+    /// A verdict goes by addresses, where packets have interfaces too.
+    pub(crate) fn stays(&self, probe: &Probe) -> bool {
+        let traffic = match packet("", "", probe).port {
+            Some((protocol, port)) => (protocol.number(), Some(port)),
+            // 1: ICMP.
+            None => (1, None),
+        };
+        let (source, destination) = (probe.from.address(), probe.to.address());
+        let flow = Flow::new(source, destination, traffic.0, traffic.1);
+        (0..self.nodes.len()).all(|node| {
+            let on_it = |end| self.interface(end, node).is_none();
+            on_it(&probe.from)
+                || on_it(&probe.to)
+                || match self.nodes[node].judge.verdict(&flow) {
+                    verdict::Verdict::Allowed | verdict::Verdict::NotOurs => true,
+                    verdict::Verdict::Forbidden { .. } => false,
+                }
         })
     }
 
@@ -101,38 +126,28 @@ impl Compiled {
 
 const UPLINK: &str = "ens5";
 
-fn packet(from: String, to: String, probe: &Probe) -> Packet {
+fn packet(from: &str, to: &str, probe: &Probe) -> Packet {
     let port = match probe.traffic {
         Traffic::Tcp(port) => Some((Protocol::Tcp, port)),
         Traffic::Udp(port) => Some((Protocol::Udp, port)),
         Traffic::Sctp(port) => Some((Protocol::Sctp, port)),
         Traffic::Other => None,
     };
-    let (source, destination): (IpAddr, IpAddr) = (probe.from.address(), probe.to.address());
-    Packet {
-        in_interface: from,
-        out_interface: to,
-        source,
-        destination,
-        port,
-        established: false,
-        source_elsewhere: false,
-    }
+    Packet::first(from, to, probe.from.address(), probe.to.address(), port)
 }
 
 /// What the watches would say.
 fn events(cluster: &Value) -> Vec<Event> {
-    let read = |value: &Value| value.clone();
     let namespaces = list(&cluster["namespaces"]).iter().map(|object| {
-        let object = serde_json::from_value(read(object)).unwrap();
+        let object = serde_json::from_value(object.clone()).unwrap();
         Event::NamespaceApplied(convert::namespace(object))
     });
     let pods = list(&cluster["pods"]).iter().map(|object| {
-        let object = serde_json::from_value(read(object)).unwrap();
+        let object = serde_json::from_value(object.clone()).unwrap();
         Event::PodApplied(convert::pod(object))
     });
     let policies = list(&cluster["policies"]).iter().map(|object| {
-        let object = serde_json::from_value(read(object)).unwrap();
+        let object = serde_json::from_value(object.clone()).unwrap();
         Event::PolicyApplied(convert::policy(&object).0)
     });
     namespaces.chain(pods).chain(policies).collect()
