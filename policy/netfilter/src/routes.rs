@@ -19,7 +19,7 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::error::Error;
 use crate::listen::{self, Heard};
-use crate::message::{DUMP, Message};
+use crate::message::{DUMP, Message, messages};
 use crate::socket::Nfnetlink;
 use state::{LINK_HEADER, ROUTE_HEADER, State, parse};
 
@@ -181,23 +181,35 @@ impl RouteWatch {
     /// What differs from what was told, and tells it.
     fn untold(&mut self) -> Vec<RouteChange> {
         let now = self.state.addresses(&self.prefixes);
-        let gone = self.told.keys().filter(|name| !now.contains_key(*name));
-        let mut changes: Vec<RouteChange> = gone
-            .map(|name| RouteChange {
-                interface: name.clone(),
-                addresses: BTreeSet::new(),
-            })
-            .chain(
-                now.iter()
-                    .filter(|(name, addresses)| self.told.get(*name) != Some(addresses))
-                    .map(|(name, addresses)| RouteChange {
-                        interface: name.clone(),
-                        addresses: addresses.clone(),
-                    }),
-            )
-            .collect();
-        changes.sort_by(|a, b| a.interface.cmp(&b.interface));
+        let changes = differences(&self.told, &now);
         self.told = now;
         changes
     }
+}
+
+fn differences(
+    before: &BTreeMap<String, BTreeSet<IpAddr>>,
+    now: &BTreeMap<String, BTreeSet<IpAddr>>,
+) -> Vec<RouteChange> {
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    names
+        .into_iter()
+        .filter(|&name| before.get(name) != now.get(name))
+        .map(|name| RouteChange {
+            interface: name.clone(),
+            addresses: now.get(name).cloned().unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// What a datagram alone says, whoever made it up: what the reading of notifications rests on.
+///
+/// *Shape*: as [`RouteWatch::open`] tells it, of interfaces of any name.
+#[must_use]
+pub fn told_by(datagram: &[u8]) -> Vec<RouteChange> {
+    let mut state = State::default();
+    messages(datagram)
+        .filter_map(|message| parse(&message))
+        .for_each(|event| state.apply(event));
+    differences(&BTreeMap::new(), &state.addresses(&[String::new()]))
 }

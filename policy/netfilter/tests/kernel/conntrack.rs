@@ -187,7 +187,8 @@ fn entries_of_a_zone_are_read_and_deleted_and_their_twins_outside_stay() -> Resu
         &format!("{UDP} -s 10.40.0.8 -d 10.40.0.9 --sport 1 --dport 53 --orig-zone 5"),
         &format!("{UDP} -s 10.40.0.6 -d 10.40.0.7 --sport 1 --dport 53 --reply-zone 6"),
     ])?;
-    let found = all(&mut conntrack)?;
+    let mut found = all(&mut conntrack)?;
+    found.sort_by_key(|it| (it.original.source, it.zone));
     let zones: Vec<_> = found
         .iter()
         .map(|it| (it.zone, it.original.zone, it.reply.zone))

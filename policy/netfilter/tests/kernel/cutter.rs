@@ -80,6 +80,8 @@ fn tcp(backend: Backend, family: Family) -> Result<()> {
     pass(Duration::from_millis(300));
     let report = forbid(&world, &mut cutter)?;
     assert_eq!((report.cut.len(), report.unfinished), (6, 0), "{report:?}");
+    // What had arrived is read by then.
+    pass(Duration::from_millis(200));
     // Longer than the guard of UDP lasts: TCP's is a rule.
     for what in ["at once", "for good"] {
         let before: Vec<u64> = forbidden.iter().map(|(_, flow)| flow.arrived()).collect();
@@ -132,7 +134,7 @@ fn udp(backend: Backend, family: Family) -> Result<()> {
     let report = forbid(&world, &mut cutter)?;
     assert_eq!((report.cut.len(), report.unfinished), (3, 0), "{report:?}");
     assert_eq!(report.guarded, 3);
-    pass(Duration::from_millis(50));
+    pass(Duration::from_millis(200));
     let before: Vec<u64> = forbidden.iter().map(|(_, flow)| flow.arrived()).collect();
     pass(Duration::from_millis(1000));
     for ((name, flow), before) in forbidden.into_iter().zip(before) {
