@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use selvage_netfilter::conntrack::{Conntrack, Cutter, Entry, Scope};
 use selvage_netfilter::ipset::IpSets;
-use selvage_policy_core::ruleset::Family;
+use selvage_policy_core::ruleset::{Family, SetKind, guard_set};
 use selvage_tests::{run, run_with_input};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,7 +89,8 @@ fn main() -> Result<()> {
     fill()?;
     let entries: usize = run("conntrack -C")?.trim().parse()?;
     let mut sets = IpSets::open(PATIENCE)?;
-    sets.ensure_guard(Family::V4)?;
+    let guard = guard_set(Family::V4);
+    sets.create(&guard, Family::V4, SetKind::Guard, &BTreeSet::new())?;
     let mut cutter = Cutter::open(Duration::from_secs(300), PATIENCE)?;
 
     let (mut cut, mut floor, mut flows) = (Vec::new(), Vec::new(), 0);

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
 use crate::socket::Nfnetlink;
 
-pub use guard::{Unasked, guard_set};
+pub use guard::Unasked;
 pub(crate) use wire::LINE;
 use wire::{Change, Command, attribute};
 
@@ -145,7 +145,11 @@ impl IpSets {
         members: &BTreeSet<Member>,
     ) -> Result<(), Error> {
         let expected = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        self.make(name, family, kind, room_for(name, expected)?, expected)?;
+        let room = match kind {
+            SetKind::Net | SetKind::NetPort => room_for(name, expected)?,
+            SetKind::Guard => guard::ROOM,
+        };
+        self.make(name, family, kind, room, expected)?;
         self.change(Change::Add, name, family, kind, members)
             .inspect_err(|_| {
                 // The error is told; what is left over bears our prefix and is swept next time.
@@ -391,22 +395,17 @@ impl IpSets {
     /// The newest revision of a type that both the kernel and common `ipset` tools know: a set of
     /// a newer one would make `ipset list` on the node fail.
     fn revision(&mut self, family: Family, kind: SetKind) -> Result<u8, Error> {
-        self.revision_of(wire::type_name(kind), family)
-            .map(|newest| newest.min(wire::revision_known(kind)))
-    }
-
-    /// The newest revision of a type that the kernel knows.
-    fn revision_of(&mut self, kind: &str, family: Family) -> Result<u8, Error> {
-        let object = || format!("ask for set type {kind}");
+        let object = || format!("ask for set type {}", wire::type_name(kind));
         let mut message = Command::Type.message(ACK, NO_FAMILY);
         message
             .u8(attribute::PROTOCOL, self.protocol)
-            .text(attribute::TYPE_NAME, kind)
+            .text(attribute::TYPE_NAME, wire::type_name(kind))
             .u8(attribute::FAMILY, wire::family_number(family));
         let replies = self.socket.request(&object, message)?;
         replies
             .first()
             .and_then(|reply| reply.attributes().u8(attribute::REVISION))
+            .map(|newest| newest.min(wire::revision_known(kind)))
             .ok_or_else(|| Error::Garbled {
                 object: object(),
                 problem: "no revision",

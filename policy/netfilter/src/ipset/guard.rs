@@ -15,23 +15,16 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use selvage_policy_core::ruleset::{Family, SetName};
+use selvage_policy_core::ruleset::{Family, guard_set};
 
 use super::IpSets;
 use super::wire::{self, Command, attribute};
 use crate::error::Error;
-use crate::message::{ATTRIBUTE_MAX, CREATE, EXCLUSIVE, Message};
-
-/// The type of the sets, and its newest revision that ipset 7.17 knows.
-const TYPE: &str = "hash:ip,port,ip";
-const REVISION: u8 = 5;
-
-/// `EEXIST`.
-const EXISTS: i32 = 17;
+use crate::message::{ATTRIBUTE_MAX, Message};
 
 /// How many members a set holds: more than the flows that a node's conntrack table has room for.
 /// Only those that are there take memory, 100 bytes each.
-const ROOM: u32 = 1 << 20;
+pub(super) const ROOM: u32 = 1 << 20;
 
 /// The most that one member takes in a message: nest, two IPv6 addresses, port, protocol, timeout,
 /// line.
@@ -55,40 +48,7 @@ pub struct Unasked {
     pub client: IpAddr,
 }
 
-/// The name of a family's set.
-#[must_use]
-pub fn guard_set(family: Family) -> SetName {
-    let name = match family {
-        Family::V4 => "selvage-cut4",
-        Family::V6 => "selvage-cut6",
-    };
-    SetName::new(name).expect("the name is well formed")
-}
-
 impl IpSets {
-    /// Makes a family's set unless there is one of that name.
-    ///
-    /// *Errors*: [`Error::Refused`].
-    pub fn ensure_guard(&mut self, family: Family) -> Result<(), Error> {
-        let name = guard_set(family);
-        let revision = self.revision_of(TYPE, family)?.min(REVISION);
-        let object = || format!("create set {name}");
-        let mut message = self.about(Command::Create, &name);
-        message.add_flags(EXCLUSIVE | CREATE);
-        message
-            .text(attribute::TYPE_NAME, TYPE)
-            .u8(attribute::REVISION, revision)
-            .u8(attribute::FAMILY, wire::family_number(family))
-            .nested(attribute::DATA, |data| {
-                data.net_u32(attribute::MAX_ELEMENTS, ROOM)
-                    .net_u32(attribute::TIMEOUT, seconds(LONGEST));
-            });
-        match self.socket.request(&object, message) {
-            Err(error) if error.is_refusal(EXISTS) => Ok(()),
-            done => done.map(drop),
-        }
-    }
-
     /// Makes members of the families' sets for a while, from now on also those that are there.
     ///
     /// *Units*: whole seconds, at least 1.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use selvage_netfilter::Backend;
 use selvage_netfilter::conntrack::{Cutter, Entry, Report, Scope};
-use selvage_policy_core::ruleset::Family;
+use selvage_policy_core::ruleset::{Family, SetKind, guard_set};
 use selvage_tests::{Place, run};
 
 use talk::{Flow, Speaker, pass};
@@ -282,14 +282,12 @@ fn once_the_guards_time_is_over_the_answering_side_may_speak_first_again() -> Re
 }
 
 #[test]
-fn a_guard_is_made_once_filled_in_both_families_and_holds_as_many_as_there_are_flows() -> Result<()>
-{
+fn a_guard_is_filled_in_both_families_and_holds_as_many_as_there_are_flows() -> Result<()> {
     use selvage_netfilter::ipset::{IpSets, Unasked};
     selvage_tests::assert_isolated()?;
     let mut sets = IpSets::open(PATIENCE)?;
     for family in [Family::V4, Family::V6] {
-        sets.ensure_guard(family)?;
-        sets.ensure_guard(family)?;
+        sets.create(&guard_set(family), family, SetKind::Guard, &BTreeSet::new())?;
     }
     let unasked = |server: &str, protocol, port, client: &str| Unasked {
         server: server.parse().unwrap(),

@@ -1,13 +1,14 @@
 //! A client and a server behind veths, a Service, and rules like those of a compiled ruleset.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::Result;
 use selvage_netfilter::Backend;
-use selvage_netfilter::ipset::{IpSets, guard_set};
-use selvage_policy_core::ruleset::Family;
+use selvage_netfilter::ipset::IpSets;
+use selvage_policy_core::ruleset::{Family, SetKind, guard_set};
 use selvage_tests::{Node, Pod, run, run_with_input};
 
 pub struct World {
@@ -36,9 +37,10 @@ impl World {
         };
         let [client_address, server_address, service_address] =
             addresses.map(|it| it.parse().expect("an address"));
-        IpSets::open(Duration::from_secs(10))?.ensure_guard(family)?;
-        let tool = format!("{tool}-{backend}");
         let set = guard_set(family);
+        let mut sets = IpSets::open(Duration::from_secs(10))?;
+        sets.create(&set, family, SetKind::Guard, &BTreeSet::new())?;
+        let tool = format!("{tool}-{backend}");
         run_with_input(
             &format!("{tool}-restore --noflush"),
             &format!(
