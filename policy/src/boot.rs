@@ -49,6 +49,14 @@ pub struct BootArgs {
         action = clap::ArgAction::Set
     )]
     pub source_check: bool,
+    /// Drop packets from and to pods that conntrack can make nothing of, before policy is asked
+    #[arg(
+        long,
+        env = "DROP_INVALID",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub drop_invalid: bool,
     /// The lock's folder.
     #[command(flatten)]
     pub run_dir: RunDirArgs,
@@ -121,7 +129,7 @@ pub fn boot(args: &BootArgs) -> Result<Booted, BootError> {
         prefix,
         families: families.clone(),
         source_check: args.source_check,
-        drop_invalid: false,
+        drop_invalid: args.drop_invalid,
     });
     let closed = families.iter().map(|it| compile(&mut index, *it)).collect();
     let backend = choose_backend(fixed, PATIENCE)?;

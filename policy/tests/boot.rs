@@ -55,12 +55,13 @@ fn boot_args(folder: &tempfile::TempDir, words: &[&str]) -> Result<BootArgs> {
     Ok(BootLine::try_parse_from(line.iter().chain(words))?.args)
 }
 
-fn run_config(folder: &tempfile::TempDir) -> Result<Config> {
+fn run_config(folder: &tempfile::TempDir, node: &str) -> Result<Config> {
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (run_dir, socket) = (path("shared"), path("own/policy.sock"));
     let line = [
         "run",
-        "--node-name=node-1",
+        "--node-name",
+        node,
         "--metrics-address=none",
         "--run-dir",
         &run_dir,
@@ -206,7 +207,7 @@ fn takes_over(booted: Backend, running: Backend) -> Result<()> {
     let args = boot_args(&folder, &["--backend", booted.as_str()])?;
     assert_eq!(boot(&args)?, Booted::Closed(booted));
 
-    let config = run_config(&folder)?;
+    let config = run_config(&folder, "node-1")?;
     let socket = config.socket.clone();
     let over = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
@@ -275,6 +276,24 @@ fn eventually(what: &str, holds: impl Fn() -> bool) -> Result<()> {
         std::thread::yield_now();
     }
     bail!("{what}: not within {DEADLINE:?}")
+}
+
+#[test]
+fn a_daemon_without_a_pod_finds_the_rules_of_boot_right() -> Result<()> {
+    Node::new()?;
+    let folder = tempfile::tempdir()?;
+    boot(&boot_args(&folder, &["--backend", "nft"])?)?;
+    let rules = save(Backend::Nft)?;
+    // All pods are another node's.
+    let config = run_config(&folder, "node-2")?;
+    let socket = config.socket.clone();
+    take_over(config, Backend::Nft, || {
+        eventually("in force", || {
+            ask_status(&socket).is_ok_and(|report| report.last_apply_seconds.is_some())
+        })
+    })?;
+    assert_eq!(save(Backend::Nft)?, rules);
+    Ok(())
 }
 
 #[test]
