@@ -8,8 +8,8 @@
 //!   hold. A `podSelector` that cannot be understood isolates the whole namespace and voids the
 //!   rules. An unknown entry of `policyTypes` isolates in both directions.
 //! - A named port is a number that the destination pod gives to the name: of the subject for
-//!   ingress, of each peer pod for egress. Init containers and sidecars count. Addresses that are no
-//!   pod's have no names.
+//!   ingress, of each peer pod for egress. Sidecars count, other init containers don't. Addresses
+//!   that are no pod's have no names.
 //! - A pod always reaches itself, and a node the pods that run on it.
 
 mod address;

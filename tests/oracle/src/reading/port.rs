@@ -68,12 +68,16 @@ pub(super) fn matches(port: &Value, traffic: Traffic, destinations: &[&Value]) -
     }
 }
 
-/// The numbers that a pod's containers give to a name. While init containers run they are the pod.
+/// The numbers that a pod's containers give to a name. Init containers have ended before the pod
+/// serves, except those that restart always: sidecars.
 fn numbers(pod: &Value, name: &str, of: &str) -> Vec<u16> {
     let spec = &pod["spec"];
+    let sidecars = list(&spec["initContainers"])
+        .iter()
+        .filter(|container| container["restartPolicy"] == "Always");
     list(&spec["containers"])
         .iter()
-        .chain(list(&spec["initContainers"]))
+        .chain(sidecars)
         .flat_map(|container| list(&container["ports"]))
         .filter(|port| port["name"] == name && protocol(port) == of)
         .filter_map(|port| number(&port["containerPort"]))
