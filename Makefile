@@ -16,7 +16,7 @@ LAB := tests/lab/lab
 # The unit suites never compile the AWS SDK: its one crate is linted, released and tested on the lab.
 LIGHT := --workspace --exclude selvage-ipamd-aws
 
-.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench images \
+.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets images \
   fmt lint deny doc walls orphans unit kernel lab-unit e2e test ci
 
 help: ## this list
@@ -41,6 +41,10 @@ conformance: setup ## upstream NetworkPolicy suite; FOCUS=regex picks tests
 
 bench: setup ## every figure beside its floor, into target/bench/results.json; ONLY=prefix picks rows
 	@tests/bench/bench $(if $(ONLY),--only $(ONLY))
+
+packets: setup-test ## random clusters judged by packets: 200 a family and backend from a new seed; SEED=n repeats
+	@seed=$${SEED:-$$RANDOM}; echo "seed $$seed"; SELVAGE_PACKETS=200 SELVAGE_SEED=$$seed \
+	  cargo nextest run --locked -p selvage-tests -E 'test(packets_over)' --success-output immediate
 
 images: setup ## the agents' images as archives, from the Dockerfiles that users build
 	@images/build.sh

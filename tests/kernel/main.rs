@@ -2,4 +2,5 @@
 
 mod cluster;
 mod fixtures;
+mod packets;
 mod policy;

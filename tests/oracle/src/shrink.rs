@@ -7,7 +7,7 @@ use serde_json::Value;
 ///
 /// *Cost*: quadratic in the number of fields, times `shows`.
 #[must_use]
-pub fn shrink(cluster: &Value, shows: &dyn Fn(&Value) -> bool) -> Value {
+pub fn shrink(cluster: &Value, shows: &mut dyn FnMut(&Value) -> bool) -> Value {
     let mut least = cluster.clone();
     loop {
         let mut smaller = false;
@@ -110,14 +110,14 @@ mod tests {
             ],
             "policies": [1, 2, 3],
         });
-        let shows = |cluster: &serde_json::Value| {
+        let mut shows = |cluster: &serde_json::Value| {
             let pods = cluster["pods"].as_array();
             let pods = pods.into_iter().flatten();
             let has_x = |pod: &serde_json::Value| pod["metadata"]["labels"]["x"] == "y";
             pods.filter(|pod| pod["metadata"]["name"] == "b").any(has_x)
         };
         assert_eq!(
-            shrink(&cluster, &shows),
+            shrink(&cluster, &mut shows),
             json!({"pods": [{"metadata": {"name": "b", "labels": {"x": "y"}}}]})
         );
     }

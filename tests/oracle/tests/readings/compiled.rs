@@ -59,6 +59,22 @@ impl Compiled {
         Self { nodes, places }
     }
 
+    /// The rules of one node, in one family.
+    ///
+    /// *Panics*: when there is no such node.
+    #[allow(
+        dead_code,
+        reason = "the kernel suite includes this file, and puts them in force"
+    )]
+    pub(crate) fn into_ruleset(mut self, node: &str, family: Family) -> Ruleset {
+        let number = NODES.iter().position(|name| *name == node).unwrap();
+        let node = self.nodes.swap_remove(number);
+        match family {
+            Family::V4 => node.v4,
+            Family::V6 => node.v6,
+        }
+    }
+
     /// Whether the flow's first packet gets past every node whose rules it meets.
     ///
     /// A packet between a node and a pod on it isn't forwarded: no rule of ours is asked.
@@ -86,6 +102,10 @@ impl Compiled {
     /// Whether the flow would be left alone if it were established already: what decides on cutting.
     ///
     /// A verdict goes by addresses, where packets have interfaces too.
+    #[allow(
+        dead_code,
+        reason = "the kernel suite includes this file, and cuts no flow"
+    )]
     pub(crate) fn stays(&self, probe: &Probe) -> bool {
         let traffic = match packet("", "", probe).port {
             Some((protocol, port)) => (protocol.number(), Some(port)),

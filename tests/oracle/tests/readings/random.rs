@@ -80,7 +80,7 @@ fn check(seed: u64) -> (usize, usize) {
     let probes = probes(&cluster, &mut random, PROBES);
     for probe in &probes {
         if let Some(difference) = asked.difference(probe) {
-            let least = shrink(&cluster, &|candidate| differs(candidate, probe));
+            let least = shrink(&cluster, &mut |candidate| differs(candidate, probe));
             panic!(
                 "seed {seed}: {probe}: {difference} it, the plain reading doesn't, in\n{least:#}"
             );
