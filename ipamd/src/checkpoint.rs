@@ -8,6 +8,7 @@
 //! The file is replaced as a whole (temporary file, fsync, rename): after a crash it is the old one or the new one.
 //! A file that cannot be understood is left as it is: it may be all that says which addresses running pods have.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -177,11 +178,11 @@ struct Head {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Document {
-    version: String,
+struct Document<'a> {
+    version: Cow<'a, str>,
     // Go writes an empty list as null.
-    #[serde(default, deserialize_with = "null_is_empty")]
-    allocations: Vec<Allocation>,
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
+    allocations: Vec<Allocation<'a>>,
     #[serde(
         rename = "selvageCooling",
         default,
@@ -191,37 +192,33 @@ struct Document {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Allocation {
+struct Allocation<'a> {
     #[serde(rename = "networkName")]
-    network_name: String,
+    network_name: Cow<'a, str>,
     #[serde(rename = "containerID")]
-    container_id: String,
+    container_id: Cow<'a, str>,
     #[serde(rename = "ifName")]
-    if_name: String,
+    if_name: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ipv4: Option<String>,
+    ipv4: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ipv6: Option<String>,
+    ipv6: Option<Cow<'a, str>>,
     #[serde(rename = "allocationTimestamp", default)]
     allocation_timestamp: i64,
-    #[serde(default)]
-    metadata: Metadata,
+    #[serde(borrow, default)]
+    metadata: Metadata<'a>,
 }
 
 #[derive(Serialize, Deserialize, Default)]
-struct Metadata {
+struct Metadata<'a> {
     #[serde(
         rename = "k8sPodNamespace",
         default,
-        skip_serializing_if = "String::is_empty"
+        skip_serializing_if = "str::is_empty"
     )]
-    namespace: String,
-    #[serde(
-        rename = "k8sPodName",
-        default,
-        skip_serializing_if = "String::is_empty"
-    )]
-    name: String,
+    namespace: Cow<'a, str>,
+    #[serde(rename = "k8sPodName", default, skip_serializing_if = "str::is_empty")]
+    name: Cow<'a, str>,
     #[serde(rename = "interfacesCount", default)]
     interfaces: u32,
 }
@@ -232,16 +229,16 @@ struct Cooling {
     until: u64,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Allocation>, D::Error> {
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Allocation<'de>>, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
-impl Allocation {
+impl Allocation<'_> {
     fn entry(self) -> Result<Entry, String> {
         let key = PodKey {
-            network_name: self.network_name,
-            container_id: self.container_id,
-            if_name: self.if_name,
+            network_name: self.network_name.into_owned(),
+            container_id: self.container_id.into_owned(),
+            if_name: self.if_name.into_owned(),
         };
         if self.ipv6.as_deref().is_some_and(|a| !a.is_empty()) {
             return Err(format!(
@@ -261,8 +258,8 @@ impl Allocation {
         Ok(Entry {
             key,
             pod: PodName {
-                namespace: self.metadata.namespace,
-                name: self.metadata.name,
+                namespace: self.metadata.namespace.into_owned(),
+                name: self.metadata.name.into_owned(),
             },
             address,
             since: Timestamp::from_unix_nanos(
@@ -272,21 +269,21 @@ impl Allocation {
     }
 }
 
-impl From<&Checkpoint> for Document {
-    fn from(checkpoint: &Checkpoint) -> Self {
+impl<'a> From<&'a Checkpoint> for Document<'a> {
+    fn from(checkpoint: &'a Checkpoint) -> Self {
         let allocations = checkpoint
             .entries
             .iter()
             .map(|entry| Allocation {
-                network_name: entry.key.network_name.clone(),
-                container_id: entry.key.container_id.clone(),
-                if_name: entry.key.if_name.clone(),
-                ipv4: Some(entry.address.to_string()),
+                network_name: Cow::Borrowed(&entry.key.network_name),
+                container_id: Cow::Borrowed(&entry.key.container_id),
+                if_name: Cow::Borrowed(&entry.key.if_name),
+                ipv4: Some(entry.address.to_string().into()),
                 ipv6: None,
                 allocation_timestamp: i64::try_from(entry.since.unix_nanos()).unwrap_or(i64::MAX),
                 metadata: Metadata {
-                    namespace: entry.pod.namespace.clone(),
-                    name: entry.pod.name.clone(),
+                    namespace: Cow::Borrowed(&entry.pod.namespace),
+                    name: Cow::Borrowed(&entry.pod.name),
                     interfaces: 1,
                 },
             })

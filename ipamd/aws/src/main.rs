@@ -32,6 +32,10 @@ use crate::cloud::Aws;
 use crate::events::Events;
 use crate::logging::LogArgs;
 
+/// musl's own takes a lock and a walk for each piece.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// Events that are still being written when the daemon ends get this long.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
