@@ -9,6 +9,8 @@ use clap::{Args as ClapArgs, ValueEnum};
 use selvage_policy_core::ruleset::{Family, VethPrefix};
 use thiserror::Error;
 
+use crate::endpoint_status;
+
 /// Where the health socket is unless told otherwise. Inside the container's own files, never on a
 /// path shared with the host: in an upgrade two pods of ours live on the node side by side.
 pub const SOCKET: &str = "/run/selvage/policy.sock";
@@ -129,6 +131,14 @@ pub struct Args {
     /// A kubeconfig to reach the API server with; without it, the pod's service account
     #[arg(long, env = "KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
+    /// Folder on the host with a file for each enforced pod, for which a CNI plugin may wait, or
+    /// `none`
+    #[arg(
+        long,
+        env = "ENDPOINT_STATUS_DIR",
+        default_value = endpoint_status::DIRECTORY
+    )]
+    pub endpoint_status_dir: String,
     /// The lock's folder.
     #[command(flatten)]
     pub run_dir: RunDirArgs,
@@ -160,6 +170,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// How to reach the API server, when not as a pod.
     pub kubeconfig: Option<PathBuf>,
+    /// Folder of the files that say which pods are enforced, if any.
+    pub endpoint_status_dir: Option<PathBuf>,
     /// Folder of the lock.
     pub run_dir: PathBuf,
     /// Path of the health socket.
@@ -234,10 +246,18 @@ impl Args {
                 )
             })?),
         };
-        for (flag, env, path) in [
+        let endpoint_status_dir = match self.endpoint_status_dir.as_str() {
+            "none" => None,
+            typed => Some(PathBuf::from(typed)),
+        };
+        let paths = [
             ("run-dir", "RUN_DIR", &self.run_dir.run_dir),
             ("socket", "SOCKET", &self.socket.socket),
-        ] {
+        ];
+        let files = endpoint_status_dir
+            .iter()
+            .map(|path| ("endpoint-status-dir", "ENDPOINT_STATUS_DIR", path));
+        for (flag, env, path) in paths.into_iter().chain(files) {
             if !path.is_absolute() {
                 return Err(bad(
                     flag,
@@ -262,6 +282,7 @@ impl Args {
             resync: Duration::from_secs(self.resync_seconds),
             metrics_address,
             kubeconfig: self.kubeconfig.filter(|path| !path.as_os_str().is_empty()),
+            endpoint_status_dir,
             run_dir: self.run_dir.run_dir,
             socket: self.socket.socket,
         })

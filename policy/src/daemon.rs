@@ -8,6 +8,7 @@
 //! Each phase is a type that the one before becomes: what may touch the kernel can only be reached
 //! with every watch in sync and the lock held.
 
+mod cutting;
 mod enforcing;
 mod node;
 mod pending;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use selvage_policy_core::index::{Index, Settings};
 use selvage_policy_core::model::NodeName;
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -28,11 +30,12 @@ use tracing::{debug, warn};
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::endpoint_status::EndpointStatus;
 use crate::failpoint::{self, BadFailpoint, Failpoint};
 use crate::health::{HealthError, Listener};
 use crate::lock::{Lock, LockError};
 use crate::metrics::{self, Metrics};
-use crate::source::Source;
+use crate::source::{Doubts, Source};
 use crate::status::{Phase, Status, TURN, join};
 use enforcing::Enforcing;
 use node::Node;
@@ -66,14 +69,24 @@ pub enum DaemonError {
     /// A thread or task of ours panicked.
     #[error("{0} ended by itself")]
     Task(&'static str),
+    /// The kernel's work has failed for long.
+    #[error("kernel work has failed for {failing_for:?}; what was in force stays: {reason}")]
+    Kernel {
+        /// How long.
+        failing_for: Duration,
+        /// What it said last.
+        reason: String,
+    },
     /// The kernel's work did not end in time; it is left behind.
     #[error("kernel work under way did not end within {0:?}")]
     Slow(Duration),
 }
 
-/// Runs until told to stop. Rules stay in place, whatever the reason for the end.
+/// Runs until told to stop. Rules stay in place, whatever the reason for the end. `in_force` hears
+/// once, when rules are in force for the first time.
 ///
-/// *Errors*: [`DaemonError`]. Neither the API server nor the kernel ends it.
+/// *Errors*: [`DaemonError`]. The API server does not end it, nor does a kernel that refuses for less
+/// than ten minutes.
 ///
 /// *Needs*: a runtime with time, I/O and blocking threads; for the node's kernel `CAP_NET_ADMIN`.
 pub async fn run<S: Source>(
@@ -81,6 +94,7 @@ pub async fn run<S: Source>(
     source: S,
     dataplane: impl Dataplane,
     metrics: Arc<Metrics>,
+    in_force: Arc<Notify>,
     stop: CancellationToken,
 ) -> Result<(), DaemonError> {
     failpoint::arm()?;
@@ -90,7 +104,8 @@ pub async fn run<S: Source>(
     let ending = CancellationToken::new();
     let answering = tokio::spawn(listener.serve(config.node.clone(), asked, ending.clone()));
     let (sender, notices) = channel(NOTICES_MAX);
-    let mut sourcing = tokio::spawn(source.run(sender, ending.clone()));
+    let doubts = Doubts::default();
+    let mut sourcing = tokio::spawn(source.run(sender, doubts.clone(), ending.clone()));
     let node = Node {
         index: Index::new(Settings {
             node: NodeName::new(config.node.clone()),
@@ -104,6 +119,10 @@ pub async fn run<S: Source>(
         metrics: Arc::clone(&metrics),
         rejected: Rejected::default(),
         pending: Pending::new(config.apply_gap),
+        doubts,
+        failing_since: None,
+        repairing: None,
+        in_force,
         stop: stop.clone(),
     };
     let mut ended = phases(node, &config, dataplane, &ending).await;
@@ -145,7 +164,8 @@ async fn phases(
         let metrics = Arc::clone(&node.metrics);
         tokio::spawn(metrics::serve(address, metrics, ending.clone()))
     });
-    let enforcing = Enforcing::new(node, lock, dataplane);
+    let files = config.endpoint_status_dir.clone().map(EndpointStatus::new);
+    let enforcing = Enforcing::new(node, lock, dataplane, files);
     let ended = enforcing.run(config.resync).await;
     ending.cancel();
     if let Some(scraping) = scraping

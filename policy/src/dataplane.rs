@@ -2,21 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::net::IpAddr;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use selvage_netfilter::{Backend, Kernel, Step, choose_backend};
+use selvage_netfilter::{Backend, Kernel, Pace, Step, Suspect, Watcher, choose_backend};
 use selvage_policy_core::index::MemberChange;
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::{Plan, plan};
-use selvage_policy_core::ruleset::{Family, Ruleset, SetName};
+use selvage_policy_core::ruleset::{
+    Action, Chain, ChainName, Family, Match, Ruleset, SetKind, SetName,
+};
+use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
+use crate::endpoint_status::{Endpoint, EndpointStatus};
 use crate::failpoint::{self, Failpoint};
+use crate::flows::{Flows, NodeFlows};
 use crate::metrics::Work;
 
 /// Bounds each exchange with the kernel and each run of a tool, the wait for the xtables lock
 /// included.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the watch on others' hands waits without looking whether anybody listens.
+const WATCH_TICK: Duration = Duration::from_millis(500);
 
 /// Changes of members, by set.
 pub type MemberChanges = BTreeMap<SetName, MemberChange>;
@@ -47,6 +57,19 @@ pub struct Done {
     pub backend: String,
     /// How much is out of use and could not be deleted yet.
     pub left: usize,
+    /// Whose flows may not be allowed any more.
+    pub affected: Affected,
+    /// What was done, for people.
+    pub did: String,
+}
+
+/// Whose flows a piece of work may have forbidden.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// The pods behind these interfaces, by name.
+    pub interfaces: BTreeSet<String>,
+    /// The peers with these addresses.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// How the kernel is compared with what it should hold.
@@ -62,6 +85,21 @@ pub enum Look {
 pub trait Dataplane: Send + 'static {
     /// Why something was not done.
     type Error: Error + Send + 'static;
+
+    /// What ends flows.
+    type Flows: Flows;
+
+    /// A hand of its own on the flows that these families' rules are about.
+    fn flows(&self, families: &BTreeSet<Family>) -> Self::Flows;
+
+    /// Asks to be told, from before the first look on, when somebody else may have changed what is
+    /// held. A full channel is no loss: what waits in it is as good.
+    fn watch(&mut self, suspects: Sender<Suspect>);
+
+    /// Whether something is not as it was left, as far as a suspicion goes.
+    ///
+    /// *Errors*: those of reading.
+    fn is_changed(&mut self, suspect: Suspect) -> Result<bool, Self::Error>;
 
     /// Makes the kernel hold these rulesets, at most one for each family.
     ///
@@ -80,6 +118,10 @@ pub struct Node {
     kernel: Option<Kernel>,
     /// What was written last, by family. A family is absent after an error.
     known: BTreeMap<Family, Observed>,
+    /// Whether everybody else's place has been cleaned of ours.
+    cleaned: bool,
+    suspects: Option<Sender<Suspect>>,
+    watching: Option<JoinHandle<()>>,
 }
 
 impl Node {
@@ -91,7 +133,26 @@ impl Node {
             fixed,
             kernel: None,
             known: BTreeMap::new(),
+            cleaned: false,
+            suspects: None,
+            watching: None,
         }
+    }
+
+    /// Opens the kernel, and before that, once, the watch on others' hands.
+    fn open(&mut self, families: &BTreeSet<Family>) -> Result<(), selvage_netfilter::Error> {
+        if self.kernel.is_some() {
+            return Ok(());
+        }
+        let backend = choose_backend(self.fixed, PATIENCE)?;
+        if let Some(suspects) = self.suspects.take() {
+            let families: Vec<Family> = families.iter().copied().collect();
+            let watcher = Watcher::open(backend, &families, Pace::default())
+                .inspect_err(|_| self.suspects = Some(suspects.clone()))?;
+            self.watching = Some(std::thread::spawn(move || keep_watch(watcher, &suspects)));
+        }
+        self.kernel = Some(Kernel::open(backend, PATIENCE)?);
+        Ok(())
     }
 
     fn done(&self, chains_written: usize, changed: bool, left: usize) -> Done {
@@ -116,7 +177,95 @@ impl Node {
                 .map(|kernel| kernel.backend().to_string())
                 .unwrap_or_default(),
             left,
+            affected: Affected::default(),
+            did: String::new(),
         }
+    }
+}
+
+impl Affected {
+    fn extend(&mut self, other: Self) {
+        self.interfaces.extend(other.interfaces);
+        self.addresses.extend(other.addresses);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(watching) = self.watching.take() {
+            // Nobody listens to it any more: it ends within a tick. What it panicked of is printed.
+            let _ = watching.join();
+        }
+    }
+}
+
+/// Tells of suspicions until nobody listens. Blocks.
+fn keep_watch(mut watcher: Watcher, suspects: &Sender<Suspect>) {
+    while !suspects.is_closed() {
+        let told = match watcher.wait(Instant::now() + WATCH_TICK) {
+            Ok(told) => told,
+            Err(error) => {
+                let error = crate::error_chain(&error);
+                warn!(error, "watch on rules and sets is in trouble");
+                // The answer to not knowing: look at everything, but not without end.
+                std::thread::park_timeout(WATCH_TICK);
+                [Suspect::Members].into()
+            }
+        };
+        for suspect in told {
+            // Full: the loop is behind, and what it has not read yet is older than this look.
+            if suspects.try_send(suspect).is_err() && !suspects.is_closed() {
+                debug!(?suspect, "suspicions wait already");
+            }
+        }
+    }
+}
+
+/// What a plan may forbid: to the pods behind chains that are written anew, and to whom loses a
+/// place in a set that stays.
+fn affected_by(ruleset: &Ruleset, plan: &Plan) -> Affected {
+    let mut affected = Affected::default();
+    let mut chains: BTreeSet<&ChainName> = plan.write.keys().collect();
+    for (set, members) in &plan.remove {
+        for member in members {
+            if member.net.prefix_len() == member.net.max_prefix_len() {
+                affected.addresses.insert(member.net.addr());
+            } else {
+                let users = ruleset.chains.iter();
+                let users = users.filter(|(_, chain)| chain.sets().any(|used| used == set));
+                chains.extend(users.map(|(name, _)| name));
+            }
+        }
+    }
+    for rule in ruleset.chains.values().flat_map(Chain::rules) {
+        let (Action::Jump(to) | Action::Goto(to)) = &rule.action else {
+            continue;
+        };
+        if !chains.contains(to) {
+            continue;
+        }
+        for condition in &rule.matches {
+            if let Match::In(interface) | Match::Out(interface) = condition {
+                affected.interfaces.insert(interface.to_string());
+            }
+        }
+    }
+    affected
+}
+
+/// How many members a header should show.
+fn counted(set: &SetState) -> Option<u32> {
+    match set {
+        SetState::Known {
+            kind: SetKind::Net | SetKind::NetPort,
+            members,
+        } => u32::try_from(members.len()).ok(),
+        // Theirs come and go by their own clock.
+        SetState::Known {
+            kind: SetKind::Guard,
+            ..
+        }
+        | SetState::Foreign => None,
     }
 }
 
@@ -168,11 +317,6 @@ fn as_observed(ruleset: Ruleset) -> Observed {
     }
 }
 
-/// Opens the kernel once, and takes leftovers of a family that is not enforced (any more) away.
-fn open(fixed: Option<Backend>) -> Result<Kernel, selvage_netfilter::Error> {
-    Kernel::open(choose_backend(fixed, PATIENCE)?, PATIENCE)
-}
-
 /// Families that nobody wants ruled hold nothing of ours.
 fn clear_others(kernel: &mut Kernel, wanted: &BTreeSet<Family>) {
     for family in [Family::V4, Family::V6] {
@@ -219,17 +363,48 @@ fn warn_left(left: &[selvage_netfilter::Error]) -> usize {
 
 impl Dataplane for Node {
     type Error = selvage_netfilter::Error;
+    type Flows = NodeFlows;
+
+    fn flows(&self, families: &BTreeSet<Family>) -> NodeFlows {
+        NodeFlows::new(families.iter().copied())
+    }
+
+    fn watch(&mut self, suspects: Sender<Suspect>) {
+        self.suspects = Some(suspects);
+    }
+
+    fn is_changed(&mut self, suspect: Suspect) -> Result<bool, Self::Error> {
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(true);
+        };
+        match suspect {
+            Suspect::Rules(family) => Ok(!kernel.rules_unchanged(family)?),
+            Suspect::Sets => {
+                for (family, observed) in &self.known {
+                    let sets = observed.sets.iter();
+                    let expected = sets
+                        .map(|(name, state)| (name.clone(), counted(state)))
+                        .collect();
+                    if !kernel.sets_changed(*family, &expected)?.is_empty() {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            Suspect::Members => Ok(true),
+        }
+    }
 
     fn converge(&mut self, want: Vec<Ruleset>, look: Look) -> Result<Done, Self::Error> {
-        let first = self.kernel.is_none();
-        let kernel = match &mut self.kernel {
-            Some(kernel) => kernel,
-            none => none.insert(open(self.fixed)?),
-        };
+        let families: BTreeSet<Family> = want.iter().map(|ruleset| ruleset.family).collect();
+        let first = !self.cleaned;
+        self.open(&families)?;
+        let kernel = self.kernel.as_mut().expect("opened above");
         if look == Look::Afresh {
             self.known.clear();
         }
-        let families: BTreeSet<Family> = want.iter().map(|ruleset| ruleset.family).collect();
+        let mut affected = Affected::default();
+        let mut did = Vec::new();
         let (mut written, mut changed, mut left) = (0, false, 0);
         let mut unused = Vec::new();
         for ruleset in want {
@@ -246,7 +421,9 @@ impl Dataplane for Node {
             }
             if !plan.is_empty() {
                 debug!(%family, plan = %Summary(&plan), "plan");
+                did.push(format!("{family}: {}", Summary(&plan)));
                 written += plan.write.len();
+                affected.extend(affected_by(&ruleset, &plan));
                 changed = true;
                 left += warn_left(&kernel.apply_by_step(&plan, &mut stop_behind)?);
             }
@@ -267,16 +444,19 @@ impl Dataplane for Node {
                 left += warn_left(&kernel.apply_by_step(&plan, &mut stop_behind)?);
             }
             clear_others(kernel, &families);
+            self.cleaned = true;
         }
         failpoint::hit(Failpoint::Converged);
-        Ok(self.done(written, changed, left))
+        Ok(Done {
+            affected,
+            did: did.join("; "),
+            ..self.done(written, changed, left)
+        })
     }
 
     fn change_members(&mut self, changes: &MemberChanges) -> Result<Done, Self::Error> {
-        let kernel = match &mut self.kernel {
-            Some(kernel) => kernel,
-            none => none.insert(open(self.fixed)?),
-        };
+        self.open(&BTreeSet::new())?;
+        let kernel = self.kernel.as_mut().expect("opened above");
         for (name, change) in changes {
             let state = self
                 .known
@@ -297,7 +477,15 @@ impl Dataplane for Node {
                 }
             }
         }
-        Ok(self.done(0, true, 0))
+        let removed = changes.values().flat_map(|change| &change.remove);
+        let affected = Affected {
+            addresses: removed.map(|member| member.net.addr()).collect(),
+            ..Affected::default()
+        };
+        Ok(Done {
+            affected,
+            ..self.done(0, true, 0)
+        })
     }
 }
 
@@ -323,33 +511,92 @@ impl std::fmt::Display for Summary<'_> {
 /// A piece of work.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// See [`Dataplane::converge`].
-    Rules(Vec<Ruleset>, Look),
+    /// See [`Dataplane::converge`]; then the files of these pods.
+    Rules(Vec<Ruleset>, Look, Vec<Endpoint>),
     /// See [`Dataplane::change_members`].
     Members(MemberChanges),
+    /// See [`Dataplane::is_changed`].
+    Inspect(BTreeSet<Suspect>),
 }
 
 /// How it went.
 #[derive(Debug)]
-pub(crate) struct Finished {
-    /// What it was.
-    pub(crate) work: Work,
-    /// What came of it, or why not.
-    pub(crate) result: Result<Done, String>,
-    /// How long it took.
-    pub(crate) took: Duration,
+pub(crate) enum Finished {
+    /// Something may have been written.
+    Work {
+        /// What it was.
+        work: Work,
+        /// What came of it, or why not.
+        result: Result<Done, String>,
+        /// How long it took.
+        took: Duration,
+    },
+    /// Whether somebody else changed what we hold, and what made us look.
+    Inspected(Result<Option<Suspect>, String>),
 }
 
-/// Does a job and says how it went. Blocks.
-pub(crate) fn work(dataplane: &mut impl Dataplane, job: Job) -> Finished {
-    let started = Instant::now();
-    let (work, result) = match job {
-        Job::Rules(want, look) => (Work::Rules, dataplane.converge(want, look)),
-        Job::Members(changes) => (Work::Members, dataplane.change_members(&changes)),
-    };
-    Finished {
-        work,
-        result: result.map_err(|error| crate::error_chain(&error)),
-        took: started.elapsed(),
+/// Whoever does the work: the kernel's rules, then the files that tell of them.
+pub(crate) struct Hand<D> {
+    dataplane: D,
+    files: Option<EndpointStatus>,
+}
+
+impl<D: Dataplane> Hand<D> {
+    pub(crate) fn new(dataplane: D, files: Option<EndpointStatus>) -> Self {
+        Self { dataplane, files }
+    }
+
+    /// Does a job and says how it went. Blocks.
+    pub(crate) fn work(&mut self, job: Job) -> Finished {
+        let started = Instant::now();
+        let (work, result) = match job {
+            Job::Rules(want, look, endpoints) => {
+                let result = self.dataplane.converge(want, look);
+                if result.is_ok() {
+                    self.tell(look, &endpoints);
+                }
+                (Work::Rules, result)
+            }
+            Job::Members(changes) => (Work::Members, self.dataplane.change_members(&changes)),
+            Job::Inspect(suspects) => return Finished::Inspected(self.inspect(suspects)),
+        };
+        Finished::Work {
+            work,
+            result: result.map_err(|error| crate::error_chain(&error)),
+            took: started.elapsed(),
+        }
+    }
+
+    fn inspect(&mut self, suspects: BTreeSet<Suspect>) -> Result<Option<Suspect>, String> {
+        for suspect in suspects {
+            match self.dataplane.is_changed(suspect) {
+                Ok(false) => {}
+                Ok(true) => return Ok(Some(suspect)),
+                Err(error) => return Err(crate::error_chain(&error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A file that is missing delays a pod and opens nothing, so the rules' work succeeds without.
+    fn tell(&mut self, look: Look, endpoints: &[Endpoint]) {
+        let Some(files) = &mut self.files else { return };
+        if look == Look::Afresh {
+            files.look_afresh();
+        }
+        match files.converge(endpoints) {
+            Ok(changes) => {
+                debug!(
+                    written = changes.written,
+                    removed = changes.removed,
+                    "endpoint status"
+                );
+            }
+            Err(error) => {
+                let error = crate::error_chain(&error);
+                warn!(error, "pods wait for a file that says they are enforced");
+            }
+        }
+        failpoint::hit(Failpoint::EndpointStatus);
     }
 }

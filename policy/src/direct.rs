@@ -8,6 +8,7 @@ mod object;
 mod pauses;
 mod report;
 mod salvage;
+mod second;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,11 +30,12 @@ use tracing::{debug, info, warn};
 pub use client::{ClientError, client};
 
 use crate::metrics::Metrics;
-use crate::source::{Notice, Source};
+use crate::source::{Doubts, Notice, Source};
 use crate::status::Resource;
 use object::{Object, Watched};
 use pauses::Pauses;
 use report::Reporter;
+use second::{Found, Second};
 
 /// Objects asked for at once in a list. 500 pods are about 5 MB of JSON: the peak of our memory.
 const PAGE: u32 = 250;
@@ -73,8 +75,14 @@ impl Source for Direct {
     async fn run(
         self,
         notices: Sender<Notice>,
+        doubts: Doubts,
         stop: CancellationToken,
     ) -> Result<(), DirectError> {
+        let ours = format!("spec.nodeName={}", self.node);
+        let pods = Pods {
+            node: self.node.clone(),
+        };
+        let second = Second::new(Api::all(self.client.clone()), ours, doubts);
         let (reporter, reporting) = Reporter::new(self.client.clone(), self.node);
         let policies = Policies {
             reporter,
@@ -82,9 +90,9 @@ impl Source for Direct {
         };
         let watches = async {
             tokio::join!(
-                watch(&self.client, &self.metrics, &notices, Namespaces),
-                watch(&self.client, &self.metrics, &notices, Pods),
-                watch(&self.client, &self.metrics, &notices, policies),
+                watch(&self.client, &self.metrics, &notices, Namespaces, None),
+                watch(&self.client, &self.metrics, &notices, pods, Some(second)),
+                watch(&self.client, &self.metrics, &notices, policies, None),
             )
         };
         tokio::select! {
@@ -109,6 +117,11 @@ trait Convert: Send {
 
     /// The index's name of the resource.
     fn resource(&self) -> index::Resource;
+
+    /// Whether an object that exists is this node's alone.
+    fn is_ours(&self, _object: &Object<Self::Object>) -> bool {
+        false
+    }
 }
 
 struct Namespaces;
@@ -130,7 +143,9 @@ impl Convert for Namespaces {
     }
 }
 
-struct Pods;
+struct Pods {
+    node: String,
+}
 
 impl Convert for Pods {
     type Object = api::Pod;
@@ -150,6 +165,11 @@ impl Convert for Pods {
 
     fn resource(&self) -> index::Resource {
         index::Resource::Pods
+    }
+
+    fn is_ours(&self, object: &Object<api::Pod>) -> bool {
+        let bound = |pod: &api::Pod| pod.spec.node_name.as_deref() == Some(&self.node);
+        object.content.as_ref().is_ok_and(bound)
     }
 }
 
@@ -230,20 +250,48 @@ async fn watch<C: Convert>(
     metrics: &Metrics,
     notices: &Sender<Notice>,
     mut convert: C,
+    mut second: Option<Second<C::Object>>,
 ) -> Result<(), SendError<Notice>> {
     let resource = C::Object::RESOURCE;
-    let api = Api::<Object<C::Object>>::all(client.clone());
-    let config = watcher::Config::default()
-        .page_size(PAGE)
-        .timeout(client::WATCH_SECONDS);
-    let mut stream = std::pin::pin!(watcher(api, config));
+    let begin = || {
+        let api = Api::<Object<C::Object>>::all(client.clone());
+        let config = watcher::Config::default()
+            .page_size(PAGE)
+            .timeout(client::WATCH_SECONDS);
+        watcher(api, config).boxed()
+    };
+    let mut stream = begin();
     let mut pauses = Pauses::default();
     let mut trouble = Trouble {
         resource,
         reason: None,
     };
-    // The watcher's stream has no end.
-    while let Some(next) = stream.next().await {
+    loop {
+        let next = tokio::select! {
+            // What the watch has said counts before it is doubted.
+            biased;
+            next = stream.next() => next,
+            found = found(&mut second) => {
+                match found {
+                    Found::New(objects) => {
+                        let found = objects.len();
+                        debug!(%resource, found, "a second look, beside the watch");
+                        for notice in objects.into_iter().filter_map(|it| convert.applied(it)) {
+                            notices.send(notice).await?;
+                        }
+                    }
+                    Found::Nothing(error) => debug!(%resource, error, "second look"),
+                    Found::Wedged => {
+                        metrics.watch_error(resource);
+                        warn!(%resource, "watch is wedged, though the server answers: beginning anew");
+                        stream = begin();
+                    }
+                }
+                continue;
+            }
+        };
+        // The watcher's stream has no end.
+        let Some(next) = next else { return Ok(()) };
         let event = match next {
             Ok(event) => event,
             Err(error) => {
@@ -258,6 +306,16 @@ async fn watch<C: Convert>(
                 continue;
             }
         };
+        if let Some(second) = &mut second {
+            match &event {
+                WatchEvent::Init => second.relists(),
+                WatchEvent::InitDone => {}
+                WatchEvent::InitApply(object) | WatchEvent::Apply(object) => {
+                    second.told(object, convert.is_ours(object));
+                }
+                WatchEvent::Delete(object) => second.told(object, false),
+            }
+        }
         let notice = match event {
             WatchEvent::Init => Some(Event::RelistStarted(convert.resource()).into()),
             WatchEvent::InitDone => {
@@ -283,7 +341,14 @@ async fn watch<C: Convert>(
             notices.send(notice).await?;
         }
     }
-    Ok(())
+}
+
+/// What a second look finds; for ever if there is none.
+async fn found<T: Watched>(second: &mut Option<Second<T>>) -> Found<T> {
+    match second {
+        Some(second) => second.found().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Whether a watch is in trouble, so that a change of that is logged, and nothing else.

@@ -46,11 +46,17 @@ pub enum Failpoint {
     OtherBackendCleaned,
     /// All is right, and nobody was told.
     Converged,
+    /// The files that say which pods are enforced are as they should be.
+    EndpointStatus,
+    /// Flows of addresses that left their pod have ended; forbidden ones have not.
+    FlowsForgotten,
+    /// Forbidden flows are cut.
+    FlowsCut,
 }
 
 impl Failpoint {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Synced,
         Self::Locked,
         Self::Compiled,
@@ -65,6 +71,9 @@ impl Failpoint {
         Self::FamilyDone,
         Self::OtherBackendCleaned,
         Self::Converged,
+        Self::EndpointStatus,
+        Self::FlowsForgotten,
+        Self::FlowsCut,
     ];
 
     /// The name to arm it by.
@@ -85,6 +94,9 @@ impl Failpoint {
             Self::FamilyDone => "family-done",
             Self::OtherBackendCleaned => "other-backend-cleaned",
             Self::Converged => "converged",
+            Self::EndpointStatus => "endpoint-status",
+            Self::FlowsForgotten => "flows-forgotten",
+            Self::FlowsCut => "flows-cut",
         }
     }
 }

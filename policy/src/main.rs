@@ -16,9 +16,12 @@ use selvage_policy::config::{
 use selvage_policy::dataplane::Node;
 use selvage_policy::direct::{self, Direct};
 use selvage_policy::metrics::Metrics;
-use selvage_policy::{daemon, health};
+use selvage_policy::routes::WithRoutes;
+use selvage_policy::{daemon, health, taint};
 use selvage_policy_core::ruleset::Family;
+use selvage_policy_core::ruleset::VethPrefix;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -166,14 +169,32 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     let metrics = Arc::new(Metrics::new());
     let client = direct::client(config.kubeconfig.as_deref()).await?;
-    let source = Direct::new(client, config.node.clone(), Arc::clone(&metrics));
+    let source = Direct::new(client.clone(), config.node.clone(), Arc::clone(&metrics));
+    let prefixes = [config.interface_prefix.clone(), VethPrefix::branch()];
+    let prefixes = prefixes.iter().map(|prefix| prefix.as_str().to_owned());
+    let prefixes = prefixes.collect();
+    let source = WithRoutes::new(source, prefixes);
     let fixed = match config.backend {
         BackendChoice::Auto => None,
         BackendChoice::Nft => Some(Backend::Nft),
         BackendChoice::Legacy => Some(Backend::Legacy),
     };
-    let ended = daemon::run(config, source, Node::new(fixed), metrics, stop.clone()).await;
+    let in_force = Arc::new(Notify::new());
+    let untainting = tokio::spawn({
+        let (in_force, stop) = (Arc::clone(&in_force), stop.clone());
+        let node = config.node.clone();
+        async move {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = in_force.notified() => {}
+            }
+            taint::remove(client, &node, stop).await;
+        }
+    });
+    let dataplane = Node::new(fixed);
+    let ended = daemon::run(config, source, dataplane, metrics, in_force, stop.clone()).await;
     stop.cancel();
+    untainting.await.context("join the taint's task")?;
     told.await.context("join the signals' task")?;
     Ok(ended?)
 }

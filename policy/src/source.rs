@@ -2,8 +2,10 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::sync::Arc;
 
 use selvage_policy_core::index::Event;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,22 @@ impl From<Event> for Notice {
     }
 }
 
+/// Tells a source that something is there of which it should have told: a pod's interface.
+#[derive(Debug, Clone, Default)]
+pub struct Doubts(Arc<Notify>);
+
+impl Doubts {
+    /// Says so. Doubts that nobody has answered yet are one.
+    pub fn raise(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits for a doubt.
+    pub async fn raised(&self) {
+        self.0.notified().await;
+    }
+}
+
 /// A stream of what happens in the cluster, from whomever it is heard.
 ///
 /// It begins with a relist of every resource and says so: until each has ended for the first time
@@ -39,12 +57,14 @@ pub trait Source: Send + 'static {
     type Error: Error + Send + Sync + 'static;
 
     /// Sends notices until told to stop, or until nobody listens any more. What passes by itself
-    /// (an API server that is away) is waited out inside.
+    /// (an API server that is away) is waited out inside. When a doubt is raised, it asks for the
+    /// pods of this node.
     ///
     /// *Errors*: only what a person must mend.
     fn run(
         self,
         notices: Sender<Notice>,
+        doubts: Doubts,
         stop: CancellationToken,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }

@@ -18,7 +18,7 @@ use selvage_policy::dataplane::Node as NodeKernel;
 use selvage_policy::health::ask_status;
 use selvage_policy::lock::Lock;
 use selvage_policy::metrics::Metrics;
-use selvage_policy::source::{Notice, Source};
+use selvage_policy::source::{Doubts, Notice, Source};
 use selvage_policy_core::convert;
 use selvage_policy_core::index::{Event, Resource};
 use selvage_tests::{Node, Outcome, Place, Pod, Protocol, probe, run};
@@ -156,7 +156,12 @@ struct Told(Vec<Event>);
 impl Source for Told {
     type Error = Infallible;
 
-    async fn run(self, notices: Sender<Notice>, stop: CancellationToken) -> Result<(), Infallible> {
+    async fn run(
+        self,
+        notices: Sender<Notice>,
+        _: Doubts,
+        stop: CancellationToken,
+    ) -> Result<(), Infallible> {
         for event in self.0 {
             if notices.send(event.into()).await.is_err() {
                 return Ok(());
@@ -247,6 +252,7 @@ fn take_over(
         Told(cluster()?),
         NodeKernel::new(Some(backend)),
         Arc::new(Metrics::new()),
+        Arc::new(tokio::sync::Notify::new()),
         stop.clone(),
     ));
     let outcome = meanwhile();

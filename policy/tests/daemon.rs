@@ -2,7 +2,7 @@
 //! sets, restart, cleanup. Needs namespaces of its own: run it with `cargo nextest`.
 
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,16 +15,17 @@ use selvage_policy::daemon::{self, DaemonError};
 use selvage_policy::dataplane::Node as NodeKernel;
 use selvage_policy::health::ask_status;
 use selvage_policy::metrics::Metrics;
-use selvage_policy::source::{Notice, Source};
+use selvage_policy::source::{Doubts, Notice, Source};
 use selvage_policy::status::{Phase, Report};
 use selvage_policy_core::index::{Event, Resource};
 use selvage_policy_core::model::{NamespaceName, PolicyKey};
 use selvage_policy_core::observe::Observed;
 use selvage_policy_core::ruleset::{Family, VethPrefix};
 use selvage_policy_core::{api, convert};
-use selvage_tests::{Node, Outcome, Pod, Protocol, probe, run};
+use selvage_tests::{Flow, Node, Outcome, Pod, Protocol, connect, probe, run};
 use serde_json::{Value, from_value, json};
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +52,8 @@ macro_rules! on_both_backends {
 on_both_backends![
     packets_obey_a_policy_and_its_deletion,
     a_restart_finds_everything_right_and_rewrites_nothing,
-    what_somebody_removed_is_back_at_the_next_look,
+    what_somebody_removed_is_back_long_before_the_next_look,
+    an_established_flow_ends_with_the_policy_that_forbids_it_and_an_allowed_one_goes_on,
     cleanup_refuses_while_an_instance_enforces_and_then_removes_everything,
     rules_of_the_other_backend_go_once_ours_are_in_force,
 ];
@@ -65,6 +67,7 @@ impl Source for Told {
     async fn run(
         mut self,
         notices: Sender<Notice>,
+        _: Doubts,
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
         loop {
@@ -133,6 +136,7 @@ impl Cluster {
             resync,
             metrics_address: None,
             kubeconfig: None,
+            endpoint_status_dir: None,
             run_dir: self.run_dir(),
             socket: self.socket(),
         };
@@ -143,6 +147,7 @@ impl Cluster {
             Told(told),
             NodeKernel::new(Some(backend)),
             Arc::new(Metrics::new()),
+            Arc::new(Notify::new()),
             stop.clone(),
         ));
         let all = [Resource::Namespaces, Resource::Pods, Resource::Policies];
@@ -310,17 +315,58 @@ fn a_restart_finds_everything_right_and_rewrites_nothing(backend: Backend) -> Re
     Ok(())
 }
 
-fn what_somebody_removed_is_back_at_the_next_look(backend: Backend) -> Result<()> {
+fn what_somebody_removed_is_back_long_before_the_next_look(backend: Backend) -> Result<()> {
     let mut cluster = Cluster::new()?;
     let a = cluster.pod("a", A)?;
     let b = cluster.pod("b", B)?;
     let _server = b.serve(Protocol::Tcp, PORT)?;
     cluster.policy("deny", deny_b())?;
-    cluster.start(backend, Duration::from_secs(2))?;
+    cluster.start(backend, Duration::from_secs(3600))?;
     cluster.status_when(|report| report.ready.ok)?;
     run(&format!("iptables-{backend} -w 5 -t mangle -F"))?;
+    becomes(Outcome::Dropped, &a, &b)?;
+    let ours = observed(backend)?;
+    run(&format!(
+        "iptables-{backend} -w 5 -t mangle -D FORWARD -j selvage-forward"
+    ))?;
+    eventually("all as it was", || {
+        Ok((observed(backend)? == ours).then_some(()))
+    })?;
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    Ok(())
+}
+
+fn an_established_flow_ends_with_the_policy_that_forbids_it_and_an_allowed_one_goes_on(
+    backend: Backend,
+) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    let _other = a.serve(Protocol::Tcp, PORT)?;
+    let mut before = connect(&a, SocketAddrV4::new(B, PORT))?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    let ends = |what: &str, flow: &mut Flow| {
+        let deadline = Instant::now() + DEADLINE;
+        while flow.passes()? {
+            ensure!(Instant::now() < deadline, "{what} goes on");
+        }
+        Ok(())
+    };
+    ends("a flow older than the daemon", &mut before)?;
+
+    cluster.delete_policy("deny")?;
     becomes(Outcome::Reached, &a, &b)?;
-    becomes(Outcome::Dropped, &a, &b)
+    let mut forbidden = connect(&a, SocketAddrV4::new(B, PORT))?;
+    let mut allowed = connect(&b, SocketAddrV4::new(A, PORT))?;
+    assert!(forbidden.passes()?);
+    cluster.policy("deny", deny_b())?;
+    ends("a flow that a policy forbids", &mut forbidden)?;
+    assert!(allowed.passes()?);
+    assert!(!forbidden.passes()?, "and stays ended");
+    Ok(())
 }
 
 fn cleanup_refuses_while_an_instance_enforces_and_then_removes_everything(

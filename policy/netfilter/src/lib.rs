@@ -32,6 +32,7 @@
 //! # }
 //! ```
 
+mod addresses;
 mod backend;
 pub mod conntrack;
 mod content;
@@ -52,6 +53,7 @@ mod watch;
 
 use std::time::Duration;
 
+pub use addresses::local_addresses;
 pub use backend::choose as choose_backend;
 pub use error::{Error, Refusal};
 pub use iptables::Backend;

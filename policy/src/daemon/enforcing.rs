@@ -1,32 +1,50 @@
 //! The phase that reaches the kernel.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use selvage_netfilter::Suspect;
 use selvage_policy_core::compile::compile;
+use selvage_policy_core::index::Isolation;
+use selvage_policy_core::model::PodKey;
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::info;
 
+use super::cutting::Cutting;
 use super::node::Node;
 use super::pending::Due;
 use super::{DaemonError, STOP_DEADLINE, turns};
-use crate::dataplane::{Dataplane, Finished, Job, work};
+use crate::dataplane::{Dataplane, Done, Finished, Hand, Job};
+use crate::endpoint_status::{Endpoint, EndpointStatus};
 use crate::failpoint::{self, Failpoint};
+use crate::flows::Scope;
 use crate::lock::Lock;
 use crate::metrics::Work;
 use crate::status::Phase;
 
+/// Suspicions that wait for the loop; there are few kinds, and one of each is as good as many.
+const SUSPECTS_MAX: usize = 16;
+
 /// Keeps the kernel right. Only this phase can reach it.
-pub(super) struct Enforcing<D> {
+pub(super) struct Enforcing<D: Dataplane> {
     node: Node,
+    /// Before the hands, which at their end wait for whoever sends here.
+    suspects: Receiver<Suspect>,
     hands: Hands<D>,
+    cutting: Cutting<D::Flows>,
+    /// By what each pod of this node was isolated when its flows were last looked at.
+    judged: BTreeMap<PodKey, Isolation>,
+    /// What the work under way will have forbidden, beside what it finds out itself.
+    forbids: Scope,
     _lock: Lock,
 }
 
 /// Whoever works on the kernel: one piece of work at a time, on a thread that may block.
 enum Hands<D> {
-    Idle(D),
-    Busy(JoinHandle<(D, Finished)>),
+    Idle(Hand<D>),
+    Busy(JoinHandle<(Hand<D>, Finished)>),
     /// Lost in a panic.
     Lost,
 }
@@ -34,9 +52,9 @@ enum Hands<D> {
 impl<D: Dataplane> Hands<D> {
     fn start(&mut self, job: Job) {
         *self = match std::mem::replace(self, Self::Lost) {
-            Self::Idle(mut dataplane) => Self::Busy(spawn_blocking(move || {
-                let finished = work(&mut dataplane, job);
-                (dataplane, finished)
+            Self::Idle(mut hand) => Self::Busy(spawn_blocking(move || {
+                let finished = hand.work(job);
+                (hand, finished)
             })),
             busy @ (Self::Busy(_) | Self::Lost) => busy,
         };
@@ -49,17 +67,28 @@ impl<D: Dataplane> Hands<D> {
         };
         let done = working.await;
         *self = Self::Lost;
-        let (dataplane, finished) = done.map_err(|_| DaemonError::Task("kernel work"))?;
-        *self = Self::Idle(dataplane);
+        let (hand, finished) = done.map_err(|_| DaemonError::Task("kernel work"))?;
+        *self = Self::Idle(hand);
         Ok(finished)
     }
 }
 
 impl<D: Dataplane> Enforcing<D> {
-    pub(super) fn new(node: Node, lock: Lock, dataplane: D) -> Self {
+    pub(super) fn new(
+        node: Node,
+        lock: Lock,
+        mut dataplane: D,
+        files: Option<EndpointStatus>,
+    ) -> Self {
+        let (told, suspects) = channel(SUSPECTS_MAX);
+        dataplane.watch(told);
         Self {
+            cutting: Cutting::new(dataplane.flows(&node.index.settings().families)),
+            hands: Hands::Idle(Hand::new(dataplane, files)),
             node,
-            hands: Hands::Idle(dataplane),
+            suspects,
+            judged: BTreeMap::new(),
+            forbids: Scope::default(),
             _lock: lock,
         }
     }
@@ -74,30 +103,51 @@ impl<D: Dataplane> Enforcing<D> {
         resyncs.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut buffer = Vec::new();
         let ended = loop {
-            let wake = match self.node.pending.due(Instant::now()) {
+            let now = Instant::now();
+            let mut wake = match self.node.pending.due(now) {
                 Due::Now(work) => {
                     self.start(work);
+                    continue;
+                }
+                Due::Inspect => {
+                    let suspects = self.node.pending.begin_inspection();
+                    self.hands.start(Job::Inspect(suspects));
                     continue;
                 }
                 Due::At(when) => Some(when),
                 Due::Never => None,
             };
+            match self.cutting.due(now) {
+                Some(when) if when <= now => {
+                    self.cutting.begin(&mut self.node.index);
+                    continue;
+                }
+                Some(when) => wake = Some(wake.map_or(when, |wake| wake.min(when))),
+                None => {}
+            }
             let node = &mut self.node;
             tokio::select! {
                 // In this order: events without end must not keep the timers from being heard.
                 biased;
                 () = node.stop.cancelled() => break Ok(()),
                 finished = self.hands.finished() => match finished {
-                    Ok(finished) => node.finish(finished),
+                    Ok(finished) => if let Err(error) = self.finish(finished) {
+                        break Err(error);
+                    },
                     Err(error) => break Err(error),
+                },
+                finished = self.cutting.finished() => if let Err(error) = finished {
+                    break Err(error);
                 },
                 _ = turns.tick() => node.turn(),
                 _ = resyncs.tick() => node.pending.look_afresh(),
+                Some(suspect) = self.suspects.recv() => node.pending.suspect(suspect),
                 more = Node::gather(&mut node.notices, &mut buffer) => {
                     if !more {
                         break Err(Node::ended_early());
                     }
-                    node.take_in(&mut buffer);
+                    let left = node.take_in(&mut buffer);
+                    self.cutting.add(Scope { left, ..Scope::default() });
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
@@ -117,13 +167,47 @@ impl<D: Dataplane> Enforcing<D> {
                     .map(|family| compile(&mut node.index, *family))
                     .collect();
                 failpoint::hit(Failpoint::Compiled);
-                Job::Rules(want, look)
+                self.forbids = isolated_otherwise(node, &mut self.judged);
+                Job::Rules(want, look, endpoints(node))
             }
             Work::Members => Job::Members(node.pending.begin_members()),
         };
         node.status
             .send_modify(|status| status.working_since = Some(Instant::now()));
         self.hands.start(job);
+    }
+
+    fn finish(&mut self, finished: Finished) -> Result<(), DaemonError> {
+        if let Finished::Work {
+            work,
+            result: Ok(done),
+            ..
+        } = &finished
+        {
+            let first = *work == Work::Rules && !self.node.status.borrow().in_force;
+            let mut forbidden = std::mem::take(&mut self.forbids);
+            forbidden.everything |= first;
+            forbidden.extend(self.affected(done));
+            self.cutting.add(forbidden);
+        }
+        self.node.finish(finished)
+    }
+
+    fn affected(&self, done: &Done) -> Scope {
+        let mut addresses = done.affected.addresses.clone();
+        if !done.affected.interfaces.is_empty() {
+            let pods = self.node.index.enforced_pods();
+            let pods = pods.filter(|pod| {
+                done.affected
+                    .interfaces
+                    .contains(&pod.interface.to_string())
+            });
+            addresses.extend(pods.flat_map(|pod| pod.addresses.into_owned()));
+        }
+        Scope {
+            addresses,
+            ..Scope::default()
+        }
     }
 
     /// Waits for the work under way; then the lock may go.
@@ -133,8 +217,42 @@ impl<D: Dataplane> Enforcing<D> {
                 .await
                 .map_err(|_| DaemonError::Slow(STOP_DEADLINE))??;
         }
+        self.cutting.stop().await?;
         let in_force = self.node.status.borrow().in_force;
         info!(in_force, "stopped; rules stay in place");
         Ok(())
     }
+}
+
+/// The flows of pods that other policies isolate now than when this was last asked.
+fn isolated_otherwise(node: &mut Node, judged: &mut BTreeMap<PodKey, Isolation>) -> Scope {
+    let now = node.index.local_pods().clone();
+    let changed: BTreeSet<&PodKey> = now
+        .iter()
+        .filter(|(pod, isolation)| judged.get(pod) != Some(isolation))
+        .map(|(pod, _)| pod)
+        .collect();
+    let pods = node.index.enforced_pods();
+    let addresses = pods
+        .filter(|pod| changed.contains(&pod.pod.key))
+        .flat_map(|pod| pod.addresses.into_owned())
+        .collect();
+    *judged = now;
+    Scope {
+        addresses,
+        ..Scope::default()
+    }
+}
+
+/// The pods that the rules compiled last are for.
+fn endpoints(node: &Node) -> Vec<Endpoint> {
+    let pods = node.index.enforced_pods();
+    pods.map(|local| Endpoint {
+        namespace: local.pod.key.namespace.to_string(),
+        pod: local.pod.key.name.clone(),
+        uid: local.pod.uid.to_string(),
+        interface: local.interface.to_string(),
+        addresses: local.addresses.into_owned(),
+    })
+    .collect()
 }

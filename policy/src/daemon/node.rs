@@ -1,23 +1,32 @@
 //! What the daemon knows of its node in every phase, and what it says about it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvage_netfilter::ipvs_in_use;
+use selvage_netfilter::{Suspect, ipvs_in_use};
 use selvage_policy_core::index::{self, Event, Index};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::pending::Pending;
 use super::rejected::Rejected;
 use super::{DaemonError, NOTICES_MAX};
 use crate::dataplane::{Done, Finished};
 use crate::metrics::{Metrics, Outcome, Work};
-use crate::source::Notice;
+use crate::source::{Doubts, Notice};
 use crate::status::{Counts, Phase, Resource, Status};
+
+/// Work that fails for so long is given up with the process: another start may see more.
+const GIVE_UP: Duration = Duration::from_secs(600);
+
+/// So many repairs in a row are a mishap; more are somebody's purpose, and not for us to hide.
+const CONTESTED: u32 = 10;
 
 /// What every phase has.
 pub(super) struct Node {
@@ -27,6 +36,13 @@ pub(super) struct Node {
     pub(super) metrics: Arc<Metrics>,
     pub(super) rejected: Rejected,
     pub(super) pending: Pending,
+    pub(super) doubts: Doubts,
+    /// Since when nothing has succeeded.
+    pub(super) failing_since: Option<Instant>,
+    /// What of ours somebody else changed, until that is repaired.
+    pub(super) repairing: Option<String>,
+    /// Told when rules are in force for the first time.
+    pub(super) in_force: Arc<Notify>,
     pub(super) stop: CancellationToken,
 }
 
@@ -37,7 +53,9 @@ impl Node {
         notices.recv_many(buffer, NOTICES_MAX).await > 0
     }
 
-    pub(super) fn take_in(&mut self, buffer: &mut Vec<Notice>) {
+    /// Takes in what happened; the addresses that left their pods are the answer.
+    pub(super) fn take_in(&mut self, buffer: &mut Vec<Notice>) -> BTreeSet<IpAddr> {
+        let mut left = BTreeSet::new();
         for notice in buffer.drain(..) {
             let Notice {
                 event, problems, ..
@@ -46,9 +64,33 @@ impl Node {
             if let Event::RelistDone(resource) = event {
                 self.listed(resource);
             }
-            let delta = self.index.apply(event);
+            let routed = match &event {
+                Event::Routes {
+                    interface,
+                    addresses,
+                } => (!addresses.is_empty()).then(|| interface.clone()),
+                Event::PodApplied(_)
+                | Event::PodDeleted(..)
+                | Event::NamespaceApplied(_)
+                | Event::NamespaceDeleted(_)
+                | Event::PolicyApplied(_)
+                | Event::PolicyDeleted(_)
+                | Event::RelistStarted(_)
+                | Event::RelistDone(_) => None,
+            };
+            let mut delta = self.index.apply(event);
+            left.append(&mut delta.left);
             self.pending.add(delta);
+            // An uplink such as `vlan.eth.1` begins like a pod's interface and is none.
+            if let Some(interface) = routed
+                && interface.bytes().all(|byte| byte.is_ascii_alphanumeric())
+                && !self.index.knows(&interface)
+            {
+                debug!(interface, "an interface of ours that no pod explains");
+                self.doubts.raise();
+            }
         }
+        left
     }
 
     fn listed(&mut self, resource: index::Resource) {
@@ -103,9 +145,18 @@ impl Node {
 }
 
 impl Node {
-    pub(super) fn finish(&mut self, finished: Finished) {
-        let Finished { work, result, took } = finished;
+    /// Takes in how a piece of work ended.
+    ///
+    /// *Errors*: [`DaemonError::Kernel`] when it has failed for too long.
+    pub(super) fn finish(&mut self, finished: Finished) -> Result<(), DaemonError> {
         let now = Instant::now();
+        let (work, result, took) = match finished {
+            Finished::Work { work, result, took } => (work, result, took),
+            Finished::Inspected(found) => {
+                self.inspected(found, now);
+                return Ok(());
+            }
+        };
         let outcome = match &result {
             Ok(done) if done.changed => Outcome::Changed,
             Ok(_) => Outcome::Unchanged,
@@ -122,6 +173,14 @@ impl Node {
                 self.succeeded(work, &done, took, now);
             }
             Err(reason) => {
+                let since = *self.failing_since.get_or_insert(now);
+                let failing_for = now.saturating_duration_since(since);
+                if failing_for > GIVE_UP {
+                    return Err(DaemonError::Kernel {
+                        failing_for,
+                        reason,
+                    });
+                }
                 let again_in = self.pending.failed(now);
                 self.status.send_modify(|status| {
                     status.working_since = None;
@@ -138,15 +197,38 @@ impl Node {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Somebody else changed what we hold, or did not after all.
+    fn inspected(&mut self, found: Result<Option<Suspect>, String>, now: Instant) {
+        self.status
+            .send_modify(|status| status.working_since = None);
+        let changed = match found {
+            Ok(None) => {
+                self.pending.inspected(false, now);
+                return;
+            }
+            Ok(Some(suspect)) => format!("{suspect:?}"),
+            // What cannot be looked at in part is looked at as a whole, which says why not.
+            Err(error) => error,
+        };
+        let times = self.pending.inspected(true, now);
+        self.repairing = Some(changed);
+        debug!(times, "what we hold is not as we left it");
     }
 
     fn succeeded(&mut self, work: Work, done: &Done, took: Duration, now: Instant) {
+        self.failing_since = None;
+        let fought = self.pending.fought(now);
+        let contested = fought > CONTESTED;
         let counts = self.counts(done);
         self.metrics.set_counts(&counts);
         let first = !self.status.borrow().in_force;
         let written = done.chains_written;
         let work = work.as_str();
         if first {
+            self.in_force.notify_one();
             info!(
                 backend = done.backend,
                 outcome = if done.changed { "changed" } else { "unchanged" },
@@ -159,14 +241,27 @@ impl Node {
                 ?took,
                 "in force"
             );
+        } else if let Some(found) = self.repairing.take().filter(|_| done.changed) {
+            warn!(
+                found,
+                did = done.did,
+                ?took,
+                "somebody else's change is repaired"
+            );
         } else if written > 0 {
             info!(chains_written = written, ?took, "rules changed");
         } else {
             debug!(work, changed = done.changed, ?took, "kernel is right");
         }
         self.status.send_modify(|status| {
-            if status.failing.take().is_some() {
+            if status.failing.take().is_some() && !contested {
                 info!("kernel work succeeds again");
+            }
+            if contested {
+                status.failing = Some(format!(
+                    "somebody else changes our rules again and again: {fought} times, and each time \
+                     they were repaired; look for another agent or a script on this node"
+                ));
             }
             status.in_force = true;
             status.working_since = None;

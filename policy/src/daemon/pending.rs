@@ -1,7 +1,9 @@
 //! What has yet to reach the kernel, and when it may.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use selvage_netfilter::Suspect;
 use selvage_policy_core::index::Delta;
 use tokio::time::Instant;
 
@@ -19,11 +21,18 @@ const SWEEP_FIRST: Duration = Duration::from_secs(1);
 const SWEEP_MAX: Duration = Duration::from_secs(300);
 
 /// The pause after so many tries.
-fn growing(first: Duration, tries: u32, longest: Duration) -> Duration {
+pub(super) fn growing(first: Duration, tries: u32, longest: Duration) -> Duration {
     first
         .saturating_mul(2_u32.saturating_pow(tries))
         .min(longest)
 }
+
+/// So many repairs may follow each other without a pause; a fight with somebody who undoes them
+/// gets slower.
+const REPAIRS_FREE: u32 = 5;
+
+/// After so long without a repair, the next one is a first one.
+const CALM: Duration = Duration::from_secs(60);
 
 /// So many writes of chains follow each other without a gap. A change of policy often comes in
 /// several events (a policy and the pods it is for): these share two or three writes.
@@ -34,6 +43,8 @@ const BURST: u32 = 4;
 pub(super) enum Due {
     /// This, now.
     Now(Work),
+    /// A look at what is suspected, now.
+    Inspect,
     /// Something, at that time and not before.
     At(Instant),
     /// Nothing until something happens.
@@ -60,6 +71,9 @@ pub(super) struct Pending {
     /// Not before this time, after a failure.
     not_before: Option<Instant>,
     failures: u32,
+    /// What somebody else may have changed.
+    suspects: BTreeSet<Suspect>,
+    repairs: Repairs,
     /// When what could not be deleted is tried again.
     sweep: Option<Instant>,
     sweeps: u32,
@@ -77,6 +91,8 @@ impl Pending {
             paid: None,
             not_before: None,
             failures: 0,
+            suspects: BTreeSet::new(),
+            repairs: Repairs::default(),
             sweep: None,
             sweeps: 0,
         }
@@ -113,22 +129,13 @@ impl Pending {
         if self.busy {
             return Due::Never;
         }
-        if let Some(sweep) = self.sweep
-            && !self.rules
-            && self.members.is_empty()
-        {
-            return if sweep > now {
-                Due::At(sweep)
-            } else {
-                Due::Now(Work::Rules)
-            };
+        if !self.rules && self.members.is_empty() {
+            return self.due_beside(now);
         }
         let (work, earliest) = if self.rules {
             let credit = self.gap * (BURST - 1);
             let earliest = self.paid.and_then(|paid| paid.checked_sub(credit));
             (Work::Rules, earliest)
-        } else if self.members.is_empty() {
-            return Due::Never;
         } else {
             (Work::Members, None)
         };
@@ -136,6 +143,46 @@ impl Pending {
             Some(when) if when > now => Due::At(when),
             Some(_) | None => Due::Now(work),
         }
+    }
+
+    /// What is due when nothing has changed on our side.
+    fn due_beside(&self, now: Instant) -> Due {
+        let repair = (!self.suspects.is_empty()).then(|| self.repairs.not_before.unwrap_or(now));
+        match (repair, self.sweep) {
+            (Some(when), _) if when <= now => Due::Inspect,
+            (_, Some(when)) if when <= now => Due::Now(Work::Rules),
+            (Some(one), Some(other)) => Due::At(one.min(other)),
+            (Some(when), None) | (None, Some(when)) => Due::At(when),
+            (None, None) => Due::Never,
+        }
+    }
+
+    /// Somebody else may have changed what we hold.
+    pub(super) fn suspect(&mut self, suspect: Suspect) {
+        self.suspects.insert(suspect);
+    }
+
+    /// What is suspected is looked at now.
+    pub(super) fn begin_inspection(&mut self) -> BTreeSet<Suspect> {
+        self.busy = true;
+        std::mem::take(&mut self.suspects)
+    }
+
+    /// It was so, or not. If so everything is looked at, and suspicions have to wait, the longer
+    /// the more often it was so lately: how often.
+    pub(super) fn inspected(&mut self, changed: bool, now: Instant) -> u32 {
+        self.busy = false;
+        if changed {
+            self.look_afresh();
+            self.repairs.count(now)
+        } else {
+            0
+        }
+    }
+
+    /// How often somebody else's changes were found, as long as it goes on.
+    pub(super) fn fought(&self, now: Instant) -> u32 {
+        self.repairs.lately(now)
     }
 
     /// Rules are compiled now: with them goes every change of members so far.
@@ -148,6 +195,9 @@ impl Pending {
             self.look = Look::Afresh;
         }
         self.looked = std::mem::replace(&mut self.look, Look::Remembered);
+        if self.looked == Look::Afresh {
+            self.suspects.clear();
+        }
         self.looked
     }
 
@@ -184,6 +234,37 @@ impl Pending {
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(now + pause);
         pause
+    }
+}
+
+/// Repairs, for as long as they follow each other.
+#[derive(Debug, Default)]
+struct Repairs {
+    count: u32,
+    last: Option<Instant>,
+    /// Suspicions are not looked at before.
+    not_before: Option<Instant>,
+}
+
+impl Repairs {
+    fn lately(&self, now: Instant) -> u32 {
+        let recent = |last: Instant| now.saturating_duration_since(last) < CALM;
+        if self.last.is_some_and(recent) {
+            self.count
+        } else {
+            0
+        }
+    }
+
+    fn count(&mut self, now: Instant) -> u32 {
+        self.count = self.lately(now).saturating_add(1);
+        self.last = Some(now);
+        let pause = match self.count {
+            ..=REPAIRS_FREE => Duration::ZERO,
+            more => growing(PAUSE_FIRST, more - REPAIRS_FREE, PAUSE_MAX),
+        };
+        self.not_before = Some(now + pause);
+        self.count
     }
 }
 
@@ -243,7 +324,9 @@ mod tests {
                     writes += 1;
                 }
                 Due::At(_) => return writes,
-                other @ (Due::Now(Work::Members) | Due::Never) => panic!("{other:?}"),
+                other @ (Due::Now(Work::Members) | Due::Inspect | Due::Never) => {
+                    panic!("{other:?}")
+                }
             }
         }
     }
@@ -371,5 +454,57 @@ mod tests {
         pending.succeeded();
         pending.left(now, 0);
         assert_eq!(pending.due(now), Due::Never);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspicion_is_looked_at_at_once_and_a_fight_gets_slower() {
+        let mut pending = Pending::new(GAP);
+        let mut now = Instant::now();
+        let mut pauses = Vec::new();
+        for time in 1..=REPAIRS_FREE + 12 {
+            pending.suspect(Suspect::Sets);
+            match pending.due(now) {
+                Due::Inspect => pauses.push(Duration::ZERO),
+                Due::At(when) => {
+                    pauses.push(when - now);
+                    now = when;
+                    assert_eq!(pending.due(now), Due::Inspect);
+                }
+                other @ (Due::Now(_) | Due::Never) => panic!("{other:?}"),
+            }
+            assert_eq!(pending.begin_inspection(), [Suspect::Sets].into());
+            assert_eq!(pending.inspected(true, now), time);
+            now += GAP;
+            assert_eq!(pending.due(now), Due::Now(Work::Rules));
+            assert_eq!(pending.begin_rules(now), Look::Afresh);
+            pending.succeeded();
+        }
+        assert_eq!(pauses[..REPAIRS_FREE as usize], [Duration::ZERO; 5]);
+        assert!(pauses.is_sorted(), "{pauses:?}");
+        assert!(
+            pauses
+                .last()
+                .is_some_and(|last| *last > PAUSE_MAX - 2 * GAP)
+        );
+        now += CALM;
+        assert_eq!(pending.fought(now), 0);
+        pending.suspect(Suspect::Sets);
+        assert_eq!(pending.due(now), Due::Inspect);
+        pending.begin_inspection();
+        assert_eq!(pending.inspected(false, now), 0);
+        assert_eq!(pending.due(now), Due::Never, "nothing was changed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_we_have_to_write_does_not_wait_for_a_look_at_others_hands() {
+        let mut pending = Pending::new(GAP);
+        let now = Instant::now();
+        pending.suspect(Suspect::Members);
+        pending.add(members(&["10.0.0.1/32"], &[]));
+        assert_eq!(pending.due(now), Due::Now(Work::Members));
+        pending.begin_members();
+        assert_eq!(pending.due(now), Due::Never, "one at a time");
+        pending.succeeded();
+        assert_eq!(pending.due(now), Due::Inspect);
     }
 }

@@ -1,12 +1,16 @@
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use selvage_netfilter::Suspect;
 use selvage_policy_core::index::{self, Event};
 use selvage_policy_core::model::{
     Interfaces, Labels, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy,
 };
 use selvage_policy_core::ruleset::{Family, Ruleset, VethPrefix};
+use selvage_policy_core::verdict::Judge;
 use selvage_policy_core::{api, convert};
 use serde_json::json;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -16,6 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::*;
 use crate::config::BackendChoice;
 use crate::dataplane::{Done, Look, MemberChanges};
+use crate::flows::{Cut, Flows, Scope};
 use crate::health::ask_status;
 use crate::source::Notice;
 use crate::status::Report;
@@ -25,6 +30,7 @@ use crate::status::Report;
 enum Call {
     Rules(Vec<Ruleset>, Look),
     Members(MemberChanges),
+    Cut(Scope),
 }
 
 #[derive(Debug, Error)]
@@ -34,7 +40,22 @@ struct No;
 /// A kernel that tells what reached it, and refuses as often as it was told to.
 struct Kernel {
     calls: Sender<Call>,
+    cuts: Sender<Call>,
     refusals: Arc<AtomicU32>,
+    /// Where others' hands are told of.
+    suspects: Arc<Mutex<Option<Sender<Suspect>>>>,
+}
+
+/// Flows that tell what was to be cut, once rules have been in force.
+struct Conntrack(Sender<Call>);
+
+impl Flows for Conntrack {
+    type Error = No;
+
+    fn cut(&mut self, _: &Judge, scope: &Scope) -> Result<Cut, No> {
+        self.0.blocking_send(Call::Cut(scope.clone())).unwrap();
+        Ok(Cut::default())
+    }
 }
 
 impl Kernel {
@@ -57,6 +78,20 @@ impl Kernel {
 
 impl Dataplane for Kernel {
     type Error = No;
+    type Flows = Conntrack;
+
+    fn flows(&self, _: &BTreeSet<Family>) -> Conntrack {
+        Conntrack(self.cuts.clone())
+    }
+
+    fn watch(&mut self, suspects: Sender<Suspect>) {
+        *self.suspects.lock().unwrap() = Some(suspects);
+    }
+
+    /// Sets are changed, rules never.
+    fn is_changed(&mut self, suspect: Suspect) -> Result<bool, No> {
+        Ok(suspect == Suspect::Sets)
+    }
 
     fn converge(&mut self, want: Vec<Ruleset>, look: Look) -> Result<Done, No> {
         self.answer(Call::Rules(want, look))
@@ -76,6 +111,7 @@ impl Source for Told {
     async fn run(
         mut self,
         notices: Sender<Notice>,
+        _: Doubts,
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
         loop {
@@ -95,7 +131,9 @@ struct Fixture {
     folder: tempfile::TempDir,
     events: Option<Sender<Notice>>,
     calls: Receiver<Call>,
+    cuts: Receiver<Call>,
     refusals: Arc<AtomicU32>,
+    suspects: Arc<Mutex<Option<Sender<Suspect>>>>,
     stop: CancellationToken,
     running: JoinHandle<Result<(), DaemonError>>,
 }
@@ -117,24 +155,34 @@ impl Fixture {
             resync: Duration::from_secs(60),
             metrics_address: None,
             kubeconfig: None,
+            endpoint_status_dir: Some(folder.path().join("endpoint-status")),
             run_dir: folder.path().join("shared"),
             socket: folder.path().join("own/policy.sock"),
         };
         let (events, told) = channel(16);
         let (calls, called) = channel(16);
+        let (cuts, cut) = channel(16);
         let refusals = Arc::new(AtomicU32::new(0));
+        let suspects = Arc::new(Mutex::new(None));
         let kernel = Kernel {
             calls,
+            cuts,
             refusals: Arc::clone(&refusals),
+            suspects: Arc::clone(&suspects),
         };
         let stop = CancellationToken::new();
         let metrics = Arc::new(Metrics::new());
-        let running = tokio::spawn(run(config, Told(told), kernel, metrics, stop.clone()));
+        let in_force = Arc::new(Notify::new());
+        let source = Told(told);
+        let running = run(config, source, kernel, metrics, in_force, stop.clone());
+        let running = tokio::spawn(running);
         Self {
             folder,
             events: Some(events),
             calls: called,
+            cuts: cut,
             refusals,
+            suspects,
             stop,
             running,
         }
@@ -175,7 +223,14 @@ impl Fixture {
     async fn rules(&mut self) -> (Ruleset, Look) {
         match self.calls.recv().await.unwrap() {
             Call::Rules(mut want, look) => (want.pop().unwrap(), look),
-            Call::Members(changes) => panic!("members: {changes:?}"),
+            other @ (Call::Members(_) | Call::Cut(_)) => panic!("{other:?}"),
+        }
+    }
+
+    async fn cut(&mut self) -> Scope {
+        match self.cuts.recv().await.unwrap() {
+            Call::Cut(scope) => scope,
+            other @ (Call::Members(_) | Call::Rules(..)) => panic!("{other:?}"),
         }
     }
 
@@ -368,4 +423,132 @@ async fn a_source_that_ends_ends_the_daemon_with_an_error() {
     daemon.events = None;
     let error = daemon.running.await.unwrap().unwrap_err();
     assert!(matches!(error, DaemonError::Source(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn flows_are_looked_at_when_rules_are_first_in_force_and_then_where_something_changed() {
+    let mut daemon = Fixture::start();
+    daemon.sync().await;
+    daemon.rules().await;
+    assert!(daemon.cut().await.everything, "whoever enforced before us");
+
+    daemon.tell(Event::PolicyApplied(policy())).await;
+    daemon.rules().await;
+    let scope = daemon.cut().await;
+    assert!(!scope.everything);
+    assert_eq!(scope.addresses, ["10.0.0.1".parse().unwrap()].into());
+
+    let key = PodKey {
+        namespace: NamespaceName::new("shop"),
+        name: "web".to_owned(),
+    };
+    daemon
+        .tell(Event::PodDeleted(key, PodUid::new("web")))
+        .await;
+    let mut left = BTreeSet::new();
+    while left.is_empty() {
+        left = daemon.cut().await.left;
+    }
+    assert_eq!(left, ["10.0.0.1".parse().unwrap()].into());
+    daemon.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_change_is_looked_into_at_once_and_a_mere_suspicion_writes_nothing() {
+    let mut daemon = Fixture::start();
+    daemon.sync().await;
+    daemon.rules().await;
+    daemon.status_when(|status| status.ready.ok).await;
+    let suspects = daemon.suspects.lock().unwrap().clone().unwrap();
+    let start = Instant::now();
+    suspects.send(Suspect::Rules(Family::V4)).await.unwrap();
+    suspects.send(Suspect::Sets).await.unwrap();
+    let (_, look) = daemon.rules().await;
+    assert_eq!(look, Look::Afresh);
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "not at the next look"
+    );
+
+    suspects.send(Suspect::Rules(Family::V4)).await.unwrap();
+    daemon.tell(Event::PolicyApplied(policy())).await;
+    let (_, look) = daemon.rules().await;
+    assert_eq!(look, Look::Remembered, "nothing was changed");
+    daemon.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_are_undone_again_and_again_make_the_node_unready_until_it_is_over() {
+    let mut daemon = Fixture::start();
+    daemon.sync().await;
+    daemon.rules().await;
+    let suspects = daemon.suspects.lock().unwrap().clone().unwrap();
+    for _ in 0..12 {
+        suspects.send(Suspect::Sets).await.unwrap();
+        daemon.rules().await;
+    }
+    let status = daemon.status_when(|status| !status.ready.ok).await;
+    assert!(status.ready.reason.contains("again and again"), "{status}");
+    let looks = async {
+        loop {
+            daemon.calls.recv().await;
+        }
+    };
+    let socket = daemon.folder.path().join("own/policy.sock");
+    let calm = async {
+        tokio::time::sleep(Duration::from_secs(180)).await;
+        spawn_blocking(move || ask_status(&socket)).await.unwrap()
+    };
+    let status = tokio::select! {
+        () = looks => unreachable!(),
+        status = calm => status.unwrap(),
+    };
+    assert!(status.ready.ok, "{status}");
+    daemon.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_refuses_for_minutes_ends_the_daemon_with_what_it_said() {
+    let mut daemon = Fixture::start();
+    daemon.refusals.store(u32::MAX, Ordering::SeqCst);
+    daemon.sync().await;
+    let start = Instant::now();
+    let ended = loop {
+        tokio::select! {
+            ended = &mut daemon.running => break ended.unwrap(),
+            _ = daemon.calls.recv() => {}
+        }
+    };
+    let error = ended.unwrap_err();
+    assert!(error.to_string().contains("kernel said no"), "{error}");
+    assert!(start.elapsed() > Duration::from_secs(300), "given a chance");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_file_is_there_once_its_rules_are_in_force_and_gone_with_the_pod() {
+    let mut daemon = Fixture::start();
+    daemon.refusals.store(1, Ordering::SeqCst);
+    daemon.sync().await;
+    let file = daemon
+        .folder
+        .path()
+        .join("endpoint-status/k8s shop%2Fweb eth0");
+    daemon.rules().await;
+    assert!(!file.exists(), "the kernel refused");
+    daemon.rules().await;
+    daemon.status_when(|status| status.ready.ok).await;
+    assert!(file.exists());
+    let key = PodKey {
+        namespace: NamespaceName::new("shop"),
+        name: "web".to_owned(),
+    };
+    daemon
+        .tell(Event::PodDeleted(key, PodUid::new("web")))
+        .await;
+    daemon.rules().await;
+    daemon
+        .status_when(|status| status.counts.local_pods == 0)
+        .await;
+    assert!(!file.exists());
+    daemon.end().await;
 }

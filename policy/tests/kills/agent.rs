@@ -56,11 +56,13 @@ impl Home {
         command
             .args(["--log-level", "info,selvage_policy=debug", "run"])
             .args(["--node-name", "node-1", "--metrics-address", "none"])
-            .args(["--backend", backend.as_str()])
+            .args(["--backend", backend.as_str(), "--families", "ipv4"])
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .arg("--run-dir")
             .arg(self.folder.join("shared"))
+            .arg("--endpoint-status-dir")
+            .arg(self.folder.join("endpoint-status"))
             .arg("--socket")
             .arg(&socket)
             .env_remove("SELVAGE_FAILPOINT")
@@ -108,9 +110,14 @@ impl Agent {
         killed(self.child.wait()?)
     }
 
+    /// What it has said so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
+    }
+
     /// The failpoints that it has passed so far, in order.
     pub fn passed(&self) -> Result<Vec<String>> {
-        let log = fs::read_to_string(&self.log)?;
+        let log = self.log()?;
         let names = log.lines().filter_map(|line| {
             let name = line.split_once(" failpoint failpoint=\"")?.1;
             Some(name.split('"').next()?.to_owned())

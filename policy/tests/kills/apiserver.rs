@@ -58,6 +58,7 @@ struct State {
     log: Vec<(u64, Kind, &'static str, Value)>,
     connections: Vec<TcpStream>,
     away: bool,
+    silent: bool,
 }
 
 impl Shared {
@@ -147,6 +148,11 @@ impl ApiServer {
             state.objects.insert(key, object);
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Watches stay open and say nothing any more; lists are answered as ever.
+    pub fn fall_silent(&self) {
+        self.shared.state().silent = true;
     }
 
     /// Closes every connection and the door.
@@ -311,7 +317,7 @@ fn watch(mut stream: &TcpStream, shared: &Shared, kind: Kind, since: u64) -> std
     let mut said = since;
     loop {
         let mut state = shared.state();
-        while state.version <= said && !state.away {
+        while (state.version <= said || state.silent) && !state.away {
             state = shared
                 .changed
                 .wait(state)

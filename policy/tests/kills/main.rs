@@ -14,7 +14,7 @@ use selvage_policy::cleanup::cleanup;
 use selvage_policy::failpoint::Failpoint;
 use selvage_policy_core::observe::Observed;
 use selvage_policy_core::ruleset::Family;
-use selvage_tests::{Node, Pod, run, run_with_input};
+use selvage_tests::{Node, Outcome, Pod, Protocol, probe, run, run_with_input};
 use serde_json::{Value, json};
 
 use agent::{DEADLINE, Home, eventually};
@@ -36,6 +36,7 @@ macro_rules! on_both_backends {
 on_both_backends![
     a_kill_between_any_two_steps_opens_nothing_loses_nothing_and_the_next_start_converges,
     a_kill_while_the_rules_move_to_this_backend_opens_nothing_and_loses_nothing,
+    a_pod_that_a_wedged_watch_does_not_tell_of_is_asked_for_when_its_interface_is_there,
     an_api_server_that_is_away_changes_nothing_even_across_a_restart,
     a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap,
 ];
@@ -73,7 +74,7 @@ struct World {
     friend: Pod,
     stranger: Pod,
     _folder: tempfile::TempDir,
-    _node: Node,
+    node: Node,
 }
 
 impl World {
@@ -94,7 +95,7 @@ impl World {
             server,
             home,
             _folder: folder,
-            _node: node,
+            node,
         })
     }
 
@@ -156,11 +157,17 @@ impl World {
     }
 }
 
-/// How often each failpoint was passed.
+/// Passed last: flows are looked at once rules are in force.
+const LAST: &str = "flows-cut";
+
+/// How often each failpoint was passed before the rules were in force, and which of those behind.
 fn count(passed: &[String]) -> BTreeMap<&str, u32> {
     let mut counts = BTreeMap::new();
+    let mut in_force = false;
     for name in passed {
-        *counts.entry(name.as_str()).or_default() += 1;
+        let count = counts.entry(name.as_str()).or_default();
+        *count = if in_force { 1.max(*count) } else { *count + 1 };
+        in_force |= name == "converged";
     }
     counts
 }
@@ -192,7 +199,10 @@ fn kill_everywhere(from: Backend, to: Backend) -> Result<()> {
     world.after();
     let mut agent = world.home.start(to, None)?;
     agent.until_ready()?;
-    let passed = agent.passed()?;
+    let passed = eventually("a look at flows", || {
+        let passed = agent.passed()?;
+        Ok(passed.iter().any(|name| name == LAST).then_some(passed))
+    })?;
     agent.kill()?;
     let passed = count(&passed);
     println!("failpoints passed from {from} to {to}: {passed:?}");
@@ -304,4 +314,31 @@ fn a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap(
     ensure!(outcome.forbidden_passed == 0, "{outcome:?}");
     ensure!(outcome.allowed_lost == 0, "{outcome:?}");
     Ok(())
+}
+
+fn a_pod_that_a_wedged_watch_does_not_tell_of_is_asked_for_when_its_interface_is_there(
+    backend: Backend,
+) -> Result<()> {
+    let world = World::new()?;
+    world.before();
+    let mut agent = world.home.start(backend, None)?;
+    ensure!(agent.until_ready()?.counts.local_pods == 3);
+    world.server.fall_silent();
+    let mut pods = World::local_pods();
+    pods.push(pod("web-1", "node-1", "10.40.0.14"));
+    world.server.set_all(Kind::Pod, pods);
+    let late = world
+        .node
+        .pod("shop", "web-1", Ipv4Addr::new(10, 40, 0, 14))?;
+    agent.until("the late pod", |report| report.counts.local_pods == 4)?;
+    let _server = late.serve(Protocol::Tcp, 80)?;
+    let reached = |from| probe(from, &late, Protocol::Tcp, 80);
+    ensure!(reached(&world.friend) == Outcome::Reached);
+    ensure!(reached(&world.stranger) == Outcome::Dropped);
+    eventually("the watch begins anew", || {
+        Ok(agent.log()?.contains("watch is wedged").then_some(()))
+    })?;
+    // What only a list can tell now.
+    agent.until("the pods of a list", |report| report.counts.pods == 4)?;
+    agent.kill()
 }

@@ -53,6 +53,12 @@ impl Index {
         })
     }
 
+    /// Whether an interface is that of a pod that this node enforces for.
+    #[must_use]
+    pub fn knows(&self, interface: &str) -> bool {
+        !self.places.pods_at(interface).is_empty()
+    }
+
     /// Isolated pods of this node of which something is open all the same, and what. Settles
     /// first, as compiling does.
     pub fn unenforced(&mut self) -> BTreeMap<PodKey, Unenforced> {

@@ -65,10 +65,17 @@ impl VethPrefix {
         }
     }
 
+    /// The prefix itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// How AWS's plugin calls the host end of a pod with security groups of its own in strict
     /// mode: `vlan` and the same digits. Nothing else can be said of names that begin so: the
     /// node's uplink for such pods is `vlan.eth.7`, and people call theirs `vlan100`.
-    pub(crate) fn branch() -> Self {
+    #[must_use]
+    pub fn branch() -> Self {
         Self("vlan".to_owned())
     }
 

@@ -1,0 +1,127 @@
+//! Flows that a change may have forbidden, on their way to being cut: beside the hot path.
+
+use std::time::Duration;
+
+use selvage_policy_core::index::Index;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use super::pending::growing;
+use super::{DaemonError, STOP_DEADLINE};
+use crate::flows::{Cut, Flows, Scope};
+
+/// After a look at flows there is none for so many times as long: a tenth of a core at most.
+const REST: u32 = 9;
+
+/// The pauses after an error.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Cuts on a thread of its own, one look at a time; what comes meanwhile shares the next one.
+pub(super) struct Cutting<F> {
+    hands: Hands<F>,
+    waiting: Scope,
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+enum Hands<F> {
+    Idle(F),
+    Busy(JoinHandle<(F, Scope, Result<Cut, String>)>),
+    /// Lost in a panic.
+    Lost,
+}
+
+impl<F: Flows> Cutting<F> {
+    pub(super) fn new(flows: F) -> Self {
+        Self {
+            hands: Hands::Idle(flows),
+            waiting: Scope::default(),
+            not_before: None,
+            failures: 0,
+        }
+    }
+
+    /// Something that is in force now may have forbidden flows.
+    pub(super) fn add(&mut self, scope: Scope) {
+        self.waiting.extend(scope);
+    }
+
+    /// When to begin, if there is anything to begin with.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let idle = matches!(self.hands, Hands::Idle(_));
+        (idle && !self.waiting.is_empty()).then(|| self.not_before.map_or(now, |it| it.max(now)))
+    }
+
+    /// Begins with all that waits. The index may be ahead of the kernel: what only it forbids comes
+    /// again once that is in force.
+    pub(super) fn begin(&mut self, index: &mut Index) {
+        self.hands = match std::mem::replace(&mut self.hands, Hands::Lost) {
+            Hands::Idle(mut flows) => {
+                let scope = std::mem::take(&mut self.waiting);
+                let judge = index.judge();
+                Hands::Busy(spawn_blocking(move || {
+                    let result = flows.cut(&judge, &scope);
+                    let result = result.map_err(|error| crate::error_chain(&error));
+                    (flows, scope, result)
+                }))
+            }
+            other @ (Hands::Busy(_) | Hands::Lost) => other,
+        };
+    }
+
+    /// Waits for the look under way; for ever if there is none.
+    pub(super) async fn finished(&mut self) -> Result<(), DaemonError> {
+        let Hands::Busy(working) = &mut self.hands else {
+            return std::future::pending().await;
+        };
+        let done = working.await;
+        self.hands = Hands::Lost;
+        let (flows, scope, result) = done.map_err(|_| DaemonError::Task("cutting flows"))?;
+        self.hands = Hands::Idle(flows);
+        let now = Instant::now();
+        match result {
+            Ok(cut) => {
+                self.failures = 0;
+                self.not_before = Some(now + cut.took * REST);
+                self.tell(&cut);
+                if cut.unfinished > 0 {
+                    self.waiting.extend(scope);
+                }
+            }
+            Err(error) => {
+                let pause = growing(PAUSE_FIRST, self.failures, PAUSE_MAX);
+                self.failures = self.failures.saturating_add(1);
+                self.not_before = Some(now + pause);
+                self.waiting.extend(scope);
+                warn!(error, again_in = ?pause, "flows that are forbidden now may go on");
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, cut: &Cut) {
+        let Cut {
+            forbidden,
+            left,
+            unfinished,
+            took,
+        } = *cut;
+        if forbidden + left > 0 {
+            info!(forbidden, left, unfinished, ?took, "flows cut");
+        } else {
+            debug!(?took, "no flow to cut");
+        }
+    }
+
+    /// Waits for the look under way, so that the lock is not another's while we cut.
+    pub(super) async fn stop(&mut self) -> Result<(), DaemonError> {
+        if matches!(self.hands, Hands::Busy(_)) {
+            timeout(STOP_DEADLINE, self.finished())
+                .await
+                .map_err(|_| DaemonError::Slow(STOP_DEADLINE))??;
+        }
+        Ok(())
+    }
+}
