@@ -17,7 +17,7 @@ LAB := tests/lab/lab
 LIGHT := --workspace --exclude selvage-ipamd-aws
 
 .PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets images \
-  fmt lint deny doc walls orphans unit kernel lab-unit e2e test ci
+  fmt lint deny doc walls conformance-map orphans unit kernel lab-unit e2e test ci
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,9 @@ deny: ## licences, sources and bans of the dependency tree
 doc: ## public documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked $(LIGHT) --no-deps --document-private-items
 
+conformance-map: ## every test that docs/conformance.md names exists
+	@scripts/conformance-map.sh
+
 walls: ## who may depend on whom
 	@scripts/walls.sh
 
@@ -82,4 +85,4 @@ e2e: setup ## the demo as an assertion, and its POLICY=none twin that must fail
 
 test: unit kernel lab-unit e2e ## everything that tests
 
-ci: setup-ci fmt lint orphans deny doc walls test ## what CI runs
+ci: setup-ci fmt lint orphans deny doc walls conformance-map test ## what CI runs

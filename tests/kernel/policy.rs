@@ -28,6 +28,7 @@ macro_rules! on_both_backends {
         }
     };
 }
+pub(crate) use on_both_backends;
 
 on_both_backends![
     default_deny_drops_what_comes_from_pods_and_lets_the_node_probe,
@@ -63,7 +64,7 @@ fn nat(backend: Backend, rules: &str) -> Result<()> {
     run_with_input(&format!("iptables-{backend}-restore --noflush"), &text).map(drop)
 }
 
-fn service(backend: Backend, vip: SocketAddrV4, to: &Pod, port: u16) -> Result<()> {
+pub(crate) fn service(backend: Backend, vip: SocketAddrV4, to: &Pod, port: u16) -> Result<()> {
     let (address, from, to) = (vip.ip(), vip.port(), to.address());
     nat(
         backend,

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 /// Takes away entries of lists and fields of objects, the largest first, for as long as `shows`
-/// still holds of what is left. Names and uids stay: without them an object is another one.
+/// still holds of what is left. Names and uids stay: without them an object is another one; and so
+/// does the text of an address, without which the entry around it would be unreadable.
 ///
 /// *Cost*: quadratic in the number of fields, times `shows`.
 #[must_use]
@@ -81,7 +82,7 @@ fn take(tree: &mut Value, path: &[Step]) -> bool {
     }
     match (last, at) {
         (Step::Field(name), Value::Object(fields)) => {
-            let identity = ["metadata", "name", "namespace", "uid"].contains(&name.as_str());
+            let identity = ["metadata", "name", "namespace", "uid", "ip"].contains(&name.as_str());
             !identity && fields.remove(name).is_some()
         }
         (Step::Entry(index), Value::Array(entries)) => {
