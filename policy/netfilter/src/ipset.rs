@@ -4,6 +4,7 @@
 //! it costs a process, 1 ms. Every operation names its set with a [`SetName`], so none can touch
 //! a set of somebody else's.
 
+mod fill;
 mod guard;
 mod wire;
 
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
 use crate::socket::Nfnetlink;
 
+use fill::room_for;
 pub use guard::Unasked;
 pub(crate) use wire::LINE;
 use wire::{Change, Command, attribute};
@@ -32,15 +34,6 @@ const BEING_READ: i32 = 16;
 const ERROR_BUSY: i32 = 4100;
 /// `IPSET_ERR_HASH_FULL`: `maxelem` is reached.
 const ERROR_FULL: i32 = 4352;
-
-/// Members below this many fit without a new table.
-const ROOM: u32 = 1 << 16;
-
-/// 16 million members are half a gigabyte of kernel memory: a set that wants more is a mistake.
-const ROOM_MAX: u32 = 1 << 24;
-
-/// While a full set is rebuilt with more room, the new one bears this name.
-const REBUILD: &str = "selvage-rebuild";
 
 /// What iptables-nft deletes is freed by a worker, later, and refers to its sets until then.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
@@ -89,14 +82,22 @@ pub struct Header {
     pub identity: u32,
 }
 
+/// What doesn't change about a set for as long as it is the same one.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    identity: u32,
+    /// `None` for a type that we don't make.
+    shape: Option<(Family, SetKind)>,
+}
+
 /// The ipsets of the network namespace that [`IpSets::open`] ran in.
 ///
 /// *Cost*: one long-lived socket; 3 µs for each request beside what it carries.
 pub struct IpSets {
     socket: Nfnetlink,
     protocol: u8,
-    /// Which set bore each name when it was made here or last read.
-    identities: BTreeMap<SetName, u32>,
+    /// What bore each name when it was made here or last read.
+    known: BTreeMap<SetName, Known>,
 }
 
 impl IpSets {
@@ -129,7 +130,7 @@ impl IpSets {
         Ok(Self {
             socket,
             protocol: newest.min(PROTOCOL),
-            identities: BTreeMap::new(),
+            known: BTreeMap::new(),
         })
     }
 
@@ -214,7 +215,7 @@ impl IpSets {
             Err(error) if error.is_refusal(NOT_FOUND) => {}
             done => drop(done?),
         }
-        self.identities.remove(name);
+        self.known.remove(name);
         Ok(true)
     }
 
@@ -239,17 +240,19 @@ impl IpSets {
                 }
             }
         }
-        let (was_one, was_other) = (self.identities.remove(one), self.identities.remove(other));
-        self.identities
-            .extend(was_other.map(|it| (one.clone(), it)));
-        self.identities
-            .extend(was_one.map(|it| (other.clone(), it)));
+        let (was_one, was_other) = (self.known.remove(one), self.known.remove(other));
+        self.known.extend(was_other.map(|it| (one.clone(), it)));
+        self.known.extend(was_one.map(|it| (other.clone(), it)));
         Ok(())
     }
 
     /// From now on, this is the set that is meant by its name.
     pub(crate) fn recognise(&mut self, header: &Header) {
-        self.identities.insert(header.name.clone(), header.identity);
+        let known = Known {
+            identity: header.identity,
+            shape: header.family.zip(header.kind),
+        };
+        self.known.insert(header.name.clone(), known);
     }
 
     /// See [`crate::Kernel::sets_changed`].
@@ -264,11 +267,11 @@ impl IpSets {
             let Some(header) = found.get(*name) else {
                 return true;
             };
-            let known = self.identities.get(*name);
+            let known = self.known.get(*name);
             header.kind.is_none()
                 || header.family != Some(family)
                 || members.is_some_and(|members| members != header.members)
-                || known.is_some_and(|known| *known != header.identity)
+                || known.is_some_and(|known| known.identity != header.identity)
                 || header.references == 0
         };
         let names = expected.iter().filter(differs);
@@ -345,6 +348,9 @@ impl IpSets {
 
     /// Family and type of an existing set.
     fn shape(&mut self, name: &SetName) -> Result<(Family, SetKind), Error> {
+        if let Some(shape) = self.known.get(name).and_then(|known| known.shape) {
+            return Ok(shape);
+        }
         let object = || format!("look at set {name}");
         let message = self.about(Command::Header, name);
         let replies = self.socket.request(&object, message)?;
@@ -368,7 +374,7 @@ impl IpSets {
     ) -> Result<(), Error> {
         let revision = self.revision(family, kind)?;
         let object = || format!("create set {name}");
-        self.identities.remove(name);
+        self.known.remove(name);
         let mut message = self.about(Command::Create, name);
         message.add_flags(EXCLUSIVE | CREATE);
         message
@@ -412,99 +418,11 @@ impl IpSets {
             })
     }
 
-    fn change(
-        &mut self,
-        change: Change,
-        name: &SetName,
-        family: Family,
-        kind: SetKind,
-        members: &BTreeSet<Member>,
-    ) -> Result<(), Error> {
-        for member in members {
-            if let Some(problem) = wire::misfit(member, family, kind) {
-                return Err(Error::BadMember {
-                    set: name.clone(),
-                    member: *member,
-                    problem,
-                });
-            }
-        }
-        let mut rest = members.iter().peekable();
-        let mut line = 0;
-        while rest.peek().is_some() {
-            let mut message = self.about(change.command(), name);
-            // The presence of this one asks for the number of a refused member.
-            message.net_u32(attribute::LINE, 0);
-            message.nested(attribute::MEMBERS, |nest| {
-                wire::write_members(nest, &mut rest, &mut line);
-            });
-            let object = || format!("{} set {name}", change.verb());
-            self.socket.request(&object, message)?;
-        }
-        Ok(())
-    }
-
-    /// A copy of the set with more room takes its place.
-    fn rebuild(&mut self, name: &SetName, more: &BTreeSet<Member>) -> Result<(), Error> {
-        let rebuilt = SetName::new(REBUILD).expect("the name is well formed");
-        let (header, mut members) = self.read(name)?;
-        let (Some(family), Some(kind)) = (header.family, header.kind) else {
-            return Err(Error::Garbled {
-                object: format!("read set {name}"),
-                problem: "not a type of ours",
-            });
-        };
-        members.extend(more);
-        // A crash may have left one behind.
-        if self.list()?.iter().any(|found| found.name == rebuilt) {
-            self.destroy(&rebuilt)?;
-        }
-        let expected = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        let room = room_for(name, expected.max(header.room))?;
-        self.make(&rebuilt, family, kind, room, expected)?;
-        self.change(Change::Add, &rebuilt, family, kind, &members)
-            .and_then(|()| self.swap(name, &rebuilt))
-            .inspect_err(|_| {
-                let _ = self.destroy(&rebuilt);
-            })?;
-        self.destroy(&rebuilt)
-    }
-
     fn about(&self, command: Command, name: &SetName) -> Message {
         let mut message = command.message(ACK, NO_FAMILY);
         message
             .u8(attribute::PROTOCOL, self.protocol)
             .text(attribute::SET_NAME, name.as_str());
         message
-    }
-}
-
-/// Four times what is expected, so that a set seldom has to be rebuilt.
-fn room_for(name: &SetName, expected: u32) -> Result<u32, Error> {
-    if expected > ROOM_MAX {
-        return Err(Error::TooManyMembers {
-            set: name.clone(),
-            limit: ROOM_MAX,
-        });
-    }
-    Ok(expected.saturating_mul(4).clamp(ROOM, ROOM_MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ROOM, ROOM_MAX, room_for};
-    use selvage_policy_core::ruleset::SetName;
-
-    #[test]
-    fn a_set_has_room_to_grow_and_a_limit() {
-        let name = SetName::new("selvage-a").unwrap();
-        for (expected, room) in [
-            (0, Some(ROOM)),
-            (ROOM, Some(4 * ROOM)),
-            (ROOM_MAX, Some(ROOM_MAX)),
-            (ROOM_MAX + 1, None),
-        ] {
-            assert_eq!(room_for(&name, expected).ok(), room, "{expected} members");
-        }
     }
 }

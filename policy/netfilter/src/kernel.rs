@@ -308,26 +308,25 @@ impl Kernel {
         };
         let ours = begun.restores + self.nft.commits().wrapping_sub(begun.commits);
         let expected = begun.generation.map(|before| before.wrapping_add(ours));
-        let known = |memory: &Memory| memory.generation() == begun.generation;
         let alone = match self.backend {
-            Backend::Nft => {
-                generation.is_some()
-                    && generation == expected
-                    && self.memory.get(&plan.family).is_some_and(known)
-            }
+            Backend::Nft => generation.is_some() && generation == expected,
             // There are no generations to count: see the limit in docs/architecture.md.
             Backend::Legacy => true,
         };
-        if alone {
-            // The other family's rules are where they were.
-            for memory in self.memory.values_mut() {
-                if memory.generation() == begun.generation {
-                    memory.carry_to(generation);
+        // Where rules were known up to the first of these commits, they are known now, of the
+        // other family too.
+        let known = |memory: &Memory| alone && memory.generation() == begun.generation;
+        let mut current = None;
+        for (family, memory) in &mut self.memory {
+            if known(memory) {
+                memory.carry_to(generation);
+                if *family == plan.family {
+                    current = generation;
                 }
             }
         }
         let memory = self.memory.entry(plan.family).or_default();
-        memory.written(plan, &found, alone, generation);
+        memory.written(plan, &found, alone, current);
     }
 
     /// Takes our rules out of one backend, for both families, and leaves sets and strangers'

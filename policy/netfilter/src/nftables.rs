@@ -235,6 +235,10 @@ impl Nftables {
             let Some(before) = self.generation()? else {
                 return Ok(Dump::default());
             };
+            // A commit counts the generation up before it shows its rules, and may lose the
+            // processor in between. Without this, one reading in thousands of commits was mixed
+            // on a busy machine (6.18), under one and the same number.
+            self.socket.wait_for_turn(SUBSYSTEM)?;
             let chains = self.socket.dump(&object, &chains)?;
             let rules = self.socket.dump(&object, &rules)?;
             if self.generation()? == Some(before) {

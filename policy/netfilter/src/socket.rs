@@ -171,6 +171,16 @@ impl Nfnetlink {
             .map(drop)
     }
 
+    /// Returns when every transaction of a subsystem that had begun is over.
+    ///
+    /// An empty one has to wait for its turn, which the kernel takes while the message is being
+    /// sent; it changes nothing and is not answered.
+    pub(crate) fn wait_for_turn(&mut self, subsystem: u8) -> Result<(), Error> {
+        let frame = |kind| Message::with_resource(kind, 0, NO_FAMILY, u16::from(subsystem));
+        self.send(vec![frame(BATCH_BEGIN), frame(BATCH_END)])
+            .map(drop)
+    }
+
     /// Sends messages in one datagram; returns the first one's sequence number.
     fn send(&mut self, messages: Vec<Message>) -> Result<u32, Error> {
         let first = self.sequence.wrapping_add(1);

@@ -70,6 +70,7 @@ on_both_backends![
     a_set_that_is_emptied_is_filled_again,
     a_set_swapped_for_one_of_the_same_size_gets_its_member_back,
     a_set_destroyed_with_the_rules_is_made_again,
+    a_set_that_no_rule_matches_on_any_more_gives_the_rules_away,
     a_set_made_anew_with_as_many_members_is_no_longer_believed,
     a_set_of_another_type_that_our_rules_refer_to_is_replaced,
     one_member_exchanged_for_another_is_found_by_reading_all,
@@ -99,6 +100,24 @@ fn a_set_destroyed_with_the_rules_is_made_again(backend: Backend) -> Result<()> 
         destroy(set(family))?;
         node.mend(BOUND)?;
         assert_eq!(held(&mut node, family)?, [members(family).0]);
+        node.is_right()?;
+    }
+    Ok(())
+}
+
+fn a_set_that_no_rule_matches_on_any_more_gives_the_rules_away(backend: Backend) -> Result<()> {
+    let mut node = Watched::at(backend, Pace::default())?;
+    for family in FAMILIES {
+        run(&format!(
+            "{} -t mangle -F selvage-inner",
+            tool(family, backend)
+        ))?;
+        let expected = node.expected(family);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while node.kernel.sets_changed(family, &expected)?.is_empty() {
+            assert!(Instant::now() < deadline, "{family}");
+        }
+        node.mend(BOUND)?;
         node.is_right()?;
     }
     Ok(())
