@@ -521,7 +521,8 @@ async fn a_kernel_that_refuses_for_minutes_ends_the_daemon_with_what_it_said() {
     };
     let error = ended.unwrap_err();
     assert!(error.to_string().contains("kernel said no"), "{error}");
-    assert!(start.elapsed() > Duration::from_secs(300), "given a chance");
+    let after = start.elapsed().as_secs();
+    assert!((300..1200).contains(&after), "after {after} s");
 }
 
 #[tokio::test(start_paused = true)]
