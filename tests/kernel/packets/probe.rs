@@ -15,8 +15,9 @@ use selvage_tests::Netns;
 /// `IPPROTO_SCTP`.
 const SCTP: u8 = 132;
 
-/// A protocol for experiments (RFC 3692), which has no ports.
-const EXPERIMENT: u8 = 253;
+/// The first of a hundred protocols that nobody has (IANA), and that have no ports. Each probe has its
+/// own: between two addresses one protocol is one flow, and the other direction its reply.
+const UNASSIGNED: u8 = 143;
 
 /// Whether it arrives. Nobody listens: a TCP or UDP packet that arrives is refused, and the refusal
 /// comes back as part of the flow. The kernel may have no SCTP sockets, so its packets are made by
@@ -48,7 +49,8 @@ pub(super) fn reaches(
         ),
         Traffic::Other => {
             let marked = [&number.to_be_bytes()[..], b"selvage"].concat();
-            by_hand(from, to, address, EXPERIMENT, &marked, patience)
+            let protocol = UNASSIGNED + u8::try_from(number % 100)?;
+            by_hand(from, to, address, protocol, &marked, patience)
         }
     }
 }
