@@ -51,7 +51,7 @@ impl Pod {
             .nth(2)
             .with_context(|| format!("no MAC address in {link:?}"))?;
         within(&format!(
-            "neigh add 169.254.1.1 lladdr {mac} nud permanent dev eth0"
+            "neigh replace 169.254.1.1 lladdr {mac} nud permanent dev eth0"
         ))?;
         run(&format!(
             "ip route add {address}/32 dev {interface} scope link"
