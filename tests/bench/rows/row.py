@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """`value` and `floor` in `unit`; `ratio` is value over floor; `bar` is for the ratio, or for the value
-    where there is no floor; `spread` is that of the ratio over its rounds, or None."""
+    """`value` and `floor` in `unit`; `ratio` is value over floor; `bar` is the most (or the `least`) for the ratio, or
+    for the value where there is no floor; `spread` is that of the ratio over its rounds, or None."""
 
     name: str
     value: float
@@ -17,17 +17,18 @@ class Row:
     ratio: float | None = None
     bar: float | None = None
     spread: tuple[float, float] | None = None
+    least: bool = False
 
     @property
     def met(self) -> bool:
         """Whether the figure holds its bar; one without a bar does."""
         judged = self.value if self.ratio is None else self.ratio
-        return self.bar is None or judged <= self.bar
+        return self.bar is None or (judged >= self.bar if self.least else judged <= self.bar)
 
     def as_json(self) -> dict:
         """The row as results.json has it."""
         return {"name": self.name, "value": self.value, "unit": self.unit, "floor": self.floor, "ratio": self.ratio,
-                "bar": self.bar, "met": self.met, "spread": self.spread}
+                "bar": self.bar, "least": self.least, "met": self.met, "spread": self.spread}
 
 
 def of_rounds(name: str, unit: str, values: list[float], floors: list[float], bar: float) -> Row:
@@ -50,7 +51,7 @@ def table(rows: list[Row]) -> str:
         lines.append((row.name, f"{row.value:g} {row.unit}", "" if row.floor is None else f"{row.floor:g} {row.unit}",
                       "" if row.ratio is None else f"{row.ratio:.2f}x",
                       "" if row.spread is None else f"{row.spread[0]:.2f}-{row.spread[1]:.2f}",
-                      "" if row.bar is None else f"{row.bar:g}{'x' if row.ratio is not None else ' ' + row.unit}",
+                      "" if row.bar is None else f"{'>= ' if row.least else ''}{row.bar:g}{'x' if row.ratio is not None else ' ' + row.unit}",
                       "" if row.bar is None else "met" if row.met else "NOT MET"))
     widths = [max(len(line[column]) for line in lines) for column in range(7)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
