@@ -10,7 +10,7 @@
 //! Inside the trees it is all `-g`, so a RETURN in a profile comes back to `selvage-forward`: a
 //! packet between two pods of this node is judged by both. RETURN means allowed here, so others'
 //! rules still see the packet; DROP is final. No policy's drop depends on what conntrack thinks of
-//! a flow. The [`guard`]s at the head of both trees do: they only ever add a drop.
+//! a flow. The `guard`s at the head of both trees do: they only ever add a drop.
 //!
 //! Pods with security groups of their own may have a veth called `vlan` and the digits. Their
 //! trees end in RETURN, since other interfaces' names begin so too.

@@ -1,7 +1,7 @@
 //! Whether a flow that is established may go on: for whoever cuts those that may not.
 //!
 //! [`Index::judge`] takes a picture of what is in force; [`Judge::verdict`] then answers for any
-//! flow, on whichever thread. It walks the same chains as [`crate::eval`], by the same function,
+//! flow, on whichever thread. It walks the same chains as `crate::eval`, by the same function,
 //! and asks the sources of the sets instead of the sets.
 
 use std::collections::{BTreeMap, BTreeSet};

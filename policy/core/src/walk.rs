@@ -1,5 +1,5 @@
 //! The way of one packet through chains, as the kernel goes it: the one place that says what a
-//! rule means. [`crate::eval`] goes it through a whole ruleset, [`crate::verdict`] through the
+//! rule means. `crate::eval` goes it through a whole ruleset, [`crate::verdict`] through the
 //! chains of the pods at a flow's ends.
 
 use std::net::IpAddr;

@@ -20,7 +20,7 @@ pub const POD_IPS_ANNOTATION: &str = "vpc.amazonaws.com/pod-ips";
 /// for pods) has.
 pub const BRANCH_ENI: &str = "vpc.amazonaws.com/pod-eni";
 
-/// How AWS's plugin is asked for an interface on each network card: [`MORE_CARDS`].
+/// How AWS's plugin is asked for an interface on each network card: `MORE_CARDS`.
 pub const NIC_CONFIG_ANNOTATION: &str = "k8s.amazonaws.com/nicConfig";
 
 /// What [`NIC_CONFIG_ANNOTATION`] then says.
