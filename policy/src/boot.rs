@@ -130,6 +130,7 @@ pub fn boot(args: &BootArgs) -> Result<Booted, BootError> {
         families: families.clone(),
         source_check: args.source_check,
         drop_invalid: args.drop_invalid,
+        deny_log: None,
     });
     let closed = families.iter().map(|it| compile(&mut index, *it)).collect();
     let backend = choose_backend(fixed, PATIENCE)?;

@@ -9,7 +9,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use selvage_policy_core::ruleset::{Family, VethPrefix};
 use thiserror::Error;
 
-use crate::endpoint_status;
+use crate::{denials, endpoint_status};
 
 /// Where the health socket is unless told otherwise. Inside the container's own files, never on a
 /// path shared with the host: in an upgrade two pods of ours live on the node side by side.
@@ -118,6 +118,20 @@ pub struct Args {
         action = clap::ArgAction::Set
     )]
     pub drop_invalid: bool,
+    /// Log packets that policy denies, with their pods and the policies; the kernel must have NFLOG
+    #[arg(
+        long,
+        env = "DENY_LOG",
+        default_value_t = false,
+        action = clap::ArgAction::Set
+    )]
+    pub deny_log: bool,
+    /// The NFLOG group between the rules and us; nobody else on the node may listen to it
+    #[arg(long, env = "DENY_LOG_GROUP", default_value_t = 95)]
+    pub deny_log_group: u16,
+    /// Lines of the deny log a second in the long run, 1 to 1000; what is left out is counted
+    #[arg(long, env = "DENY_LOG_PER_SECOND", default_value_t = 10)]
+    pub deny_log_per_second: u32,
     /// Time between two writes of chains in a burst of changes, in milliseconds, 0 to 10000: the
     /// first few go in at once
     #[arg(long, env = "APPLY_GAP_MS", default_value_t = 50)]
@@ -162,6 +176,8 @@ pub struct Config {
     pub source_check: bool,
     /// Whether packets that conntrack can make nothing of are dropped.
     pub drop_invalid: bool,
+    /// How denied packets are logged, if they are.
+    pub deny_log: Option<denials::Settings>,
     /// Least time between two writes of chains.
     pub apply_gap: Duration,
     /// Time between two looks at the whole of what the kernel holds.
@@ -235,6 +251,14 @@ impl Args {
                 "5 to 3600 seconds",
             ));
         }
+        if !(1..=1000).contains(&self.deny_log_per_second) {
+            return Err(bad(
+                "deny-log-per-second",
+                "DENY_LOG_PER_SECOND",
+                &self.deny_log_per_second.to_string(),
+                "1 to 1000 lines a second",
+            ));
+        }
         let metrics_address = match self.metrics_address.as_str() {
             "none" => None,
             typed => Some(typed.parse().map_err(|_| {
@@ -278,6 +302,10 @@ impl Args {
             families: families.collect(),
             source_check: self.source_check,
             drop_invalid: self.drop_invalid,
+            deny_log: self.deny_log.then_some(denials::Settings {
+                group: self.deny_log_group,
+                per_second: self.deny_log_per_second,
+            }),
             apply_gap: Duration::from_millis(self.apply_gap_ms),
             resync: Duration::from_secs(self.resync_seconds),
             metrics_address,
@@ -345,6 +373,7 @@ mod tests {
             (&["--apply-gap-ms", "10001"], "apply-gap-ms"),
             (&["--resync-seconds", "4"], "resync-seconds"),
             (&["--resync-seconds", "3601"], "resync-seconds"),
+            (&["--deny-log-per-second", "0"], "deny-log-per-second"),
             (&["--metrics-address", "9095"], "metrics-address"),
             (&["--run-dir", "run"], "run-dir"),
             (&["--socket", "policy.sock"], "socket"),
@@ -375,6 +404,17 @@ mod tests {
         assert!(
             Cli::try_parse_from(["selvage-policy", "--node-name", "n", "--families", ""]).is_err()
         );
+    }
+
+    #[test]
+    fn denied_packets_are_logged_only_when_asked_for() {
+        assert_eq!(config(&[]).unwrap().deny_log, None);
+        let settings = denials::Settings {
+            group: 95,
+            per_second: 3,
+        };
+        let words = ["--deny-log", "true", "--deny-log-per-second", "3"];
+        assert_eq!(config(&words).unwrap().deny_log, Some(settings));
     }
 
     #[test]

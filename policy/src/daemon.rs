@@ -30,11 +30,14 @@ use tracing::{debug, warn};
 
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::denials;
 use crate::endpoint_status::EndpointStatus;
+use crate::events::{Reporter, watch_unenforced};
 use crate::failpoint::{self, BadFailpoint, Failpoint};
-use crate::health::{HealthError, Listener};
+use crate::health::{HealthError, Listener, Sources};
 use crate::lock::{Lock, LockError};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Lag, Metrics};
+use crate::questions::{self, Asker};
 use crate::source::{Doubts, Source};
 use crate::status::{Phase, Status, TURN, join};
 use enforcing::Enforcing;
@@ -83,7 +86,7 @@ pub enum DaemonError {
 }
 
 /// Runs until told to stop. Rules stay in place, whatever the reason for the end. `in_force` hears
-/// once, when rules are in force for the first time.
+/// once, when rules are in force for the first time; `reporter`, of pods that are enforced in part.
 ///
 /// *Errors*: [`DaemonError`]. The API server does not end it, nor does a kernel that refuses for less
 /// than ten minutes.
@@ -95,6 +98,7 @@ pub async fn run<S: Source>(
     dataplane: impl Dataplane,
     metrics: Arc<Metrics>,
     in_force: Arc<Notify>,
+    reporter: Reporter,
     stop: CancellationToken,
 ) -> Result<(), DaemonError> {
     failpoint::arm()?;
@@ -102,7 +106,15 @@ pub async fn run<S: Source>(
     let (status, asked) = watch::channel(Status::new(Instant::now()));
     // Ends with this function, before or after `stop`.
     let ending = CancellationToken::new();
-    let answering = tokio::spawn(listener.serve(config.node.clone(), asked, ending.clone()));
+    let (asker, asked_of) = questions::channel();
+    let sources = Sources {
+        node: config.node.clone(),
+        families: config.families.iter().map(ToString::to_string).collect(),
+        status: asked,
+        metrics: Arc::clone(&metrics),
+        asker: asker.clone(),
+    };
+    let answering = tokio::spawn(listener.serve(sources, ending.clone()));
     let (sender, notices) = channel(NOTICES_MAX);
     let doubts = Doubts::default();
     let mut sourcing = tokio::spawn(source.run(sender, doubts.clone(), ending.clone()));
@@ -113,8 +125,11 @@ pub async fn run<S: Source>(
             families: config.families.clone(),
             source_check: config.source_check,
             drop_invalid: config.drop_invalid,
+            deny_log: config.deny_log.map(|settings| settings.group),
         }),
         notices,
+        questions: asked_of,
+        lag: Lag::default(),
         status,
         metrics: Arc::clone(&metrics),
         rejected: Rejected::default(),
@@ -125,7 +140,7 @@ pub async fn run<S: Source>(
         in_force,
         stop: stop.clone(),
     };
-    let mut ended = phases(node, &config, dataplane, &ending).await;
+    let mut ended = phases(node, &config, dataplane, (asker, reporter), &ending).await;
     ending.cancel();
     match timeout(STOP_DEADLINE, &mut sourcing).await {
         Ok(Ok(Ok(()))) => {}
@@ -149,6 +164,7 @@ async fn phases(
     node: Node,
     config: &Config,
     dataplane: impl Dataplane,
+    (asker, reporter): (Asker, Reporter),
     ending: &CancellationToken,
 ) -> Result<(), DaemonError> {
     let Some(standby) = Syncing { node }.until_synced().await? else {
@@ -165,6 +181,11 @@ async fn phases(
         tokio::spawn(metrics::serve(address, metrics, ending.clone()))
     });
     let files = config.endpoint_status_dir.clone().map(EndpointStatus::new);
+    let unenforced = tokio::spawn(watch_unenforced(asker.clone(), reporter, ending.clone()));
+    let logging = config.deny_log.map(|settings| {
+        let metrics = Arc::clone(&node.metrics);
+        tokio::spawn(denials::run(settings, asker, metrics, ending.clone()))
+    });
     let enforcing = Enforcing::new(node, lock, dataplane, files);
     let ended = enforcing.run(config.resync).await;
     ending.cancel();
@@ -172,6 +193,14 @@ async fn phases(
         && timeout(STOP_DEADLINE, scraping).await.is_err()
     {
         warn!("metrics did not stop in time");
+    }
+    if timeout(STOP_DEADLINE, unenforced).await.is_err() {
+        warn!("looking for pods enforced in part did not stop in time");
+    }
+    if let Some(logging) = logging
+        && timeout(STOP_DEADLINE, logging).await.is_err()
+    {
+        warn!("the deny log did not stop in time");
     }
     ended
 }
@@ -201,6 +230,7 @@ impl Syncing {
                     let waiting_for = join(node.status.borrow().waiting_for.iter());
                     debug!(waiting_for, "syncing");
                 }
+                Some(question) = node.questions.recv() => question(&mut node.index),
                 more = Node::gather(&mut node.notices, &mut buffer) => {
                     if !more {
                         return Err(Node::ended_early());
@@ -233,6 +263,7 @@ impl Standby {
             tokio::select! {
                 () = node.stop.cancelled() => return Ok(None),
                 _ = turns.tick() => node.turn(),
+                Some(question) = node.questions.recv() => question(&mut node.index),
                 _ = tries.tick() => {
                     if let Some(lock) = Lock::try_take(&run_dir)? {
                         return Ok(Some((self.node, lock)));

@@ -6,7 +6,6 @@
 mod client;
 mod object;
 mod pauses;
-mod report;
 mod salvage;
 mod second;
 
@@ -15,11 +14,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use kube::api::ObjectMeta;
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event as WatchEvent;
-use kube::{Api, Client, Resource as _};
+use kube::{Api, Client};
 use selvage_policy_core::api;
-use selvage_policy_core::convert;
+use selvage_policy_core::convert::{self, ProblemKind};
 use selvage_policy_core::index::{self, Event};
 use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, PolicyKey};
 use tokio::sync::mpsc::{Sender, error::SendError};
@@ -29,12 +29,13 @@ use tracing::{debug, info, warn};
 
 pub use client::{ClientError, client};
 
+use crate::events::{self, Reporter};
 use crate::metrics::Metrics;
-use crate::source::{Doubts, Notice, Source};
+use crate::source::{Doubts, Notice, Problem, Source};
 use crate::status::Resource;
+use crate::watches::Watches;
 use object::{Object, Watched};
 use pauses::Pauses;
-use report::Reporter;
 use second::{Found, Second};
 
 /// Objects asked for at once in a list. 500 pods are about 5 MB of JSON: the peak of our memory.
@@ -44,6 +45,7 @@ const PAGE: u32 = 250;
 pub struct Direct {
     client: Client,
     node: String,
+    reporter: Reporter,
     metrics: Arc<Metrics>,
 }
 
@@ -54,12 +56,14 @@ impl fmt::Debug for Direct {
 }
 
 impl Direct {
-    /// Watches through this client, in the name of a node.
+    /// Watches through this client, in the name of a node; what is wrong with a policy is told to
+    /// `reporter`.
     #[must_use]
-    pub fn new(client: Client, node: String, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, node: String, reporter: Reporter, metrics: Arc<Metrics>) -> Self {
         Self {
             client,
             node,
+            reporter,
             metrics,
         }
     }
@@ -79,13 +83,10 @@ impl Source for Direct {
         stop: CancellationToken,
     ) -> Result<(), DirectError> {
         let ours = format!("spec.nodeName={}", self.node);
-        let pods = Pods {
-            node: self.node.clone(),
-        };
+        let pods = Pods { node: self.node };
         let second = Second::new(Api::all(self.client.clone()), ours, doubts);
-        let (reporter, reporting) = Reporter::new(self.client.clone(), self.node);
         let policies = Policies {
-            reporter,
+            reporter: self.reporter,
             reported: BTreeMap::new(),
         };
         let watches = async {
@@ -99,7 +100,6 @@ impl Source for Direct {
             () = stop.cancelled() => {}
             // All ended: nobody listens any more.
             _ = watches => {}
-            () = reporting.run() => {}
         }
         Ok(())
     }
@@ -114,6 +114,12 @@ trait Convert: Send {
 
     /// An object that is gone.
     fn deleted(&mut self, object: Object<Self::Object>) -> Event;
+
+    /// Every object that exists will be applied from here.
+    fn relist_started(&mut self) {}
+
+    /// Every object that exists has been applied.
+    fn relist_done(&mut self) {}
 
     /// The index's name of the resource.
     fn resource(&self) -> index::Resource;
@@ -175,36 +181,81 @@ impl Convert for Pods {
 
 struct Policies {
     reporter: Reporter,
-    /// What was last said on each policy, so that a relist does not say it again.
-    reported: BTreeMap<PolicyKey, Vec<String>>,
+    /// What was last said on each policy in trouble.
+    reported: BTreeMap<PolicyKey, Said>,
+}
+
+/// What was said on a policy.
+struct Said {
+    report: events::Report,
+    /// Whether the relist under way has shown it again.
+    seen: bool,
+}
+
+impl Policies {
+    /// Says what is wrong with a policy, or that nothing is any more; the same only once.
+    fn say(&mut self, key: &PolicyKey, report: events::Report) {
+        if report.problems.is_empty() {
+            if self.reported.remove(key).is_some() {
+                self.reporter.report(report);
+            }
+            return;
+        }
+        match self.reported.get(key) {
+            Some(said) if said.report == report => {}
+            Some(said) if said.report.subject != report.subject => {
+                // Another policy of the same name.
+                self.reporter.report(events::Report {
+                    subject: said.report.subject.clone(),
+                    problems: Vec::new(),
+                });
+                self.reporter.report(report.clone());
+            }
+            Some(_) | None => self.reporter.report(report.clone()),
+        }
+        self.reported
+            .insert(key.clone(), Said { report, seen: true });
+    }
+}
+
+/// A policy, as its Events name it.
+fn subject(meta: &ObjectMeta) -> events::Subject {
+    events::Subject {
+        kind: events::Kind::NetworkPolicy,
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+    }
 }
 
 impl Convert for Policies {
     type Object = api::NetworkPolicy;
 
     fn applied(&mut self, object: Object<api::NetworkPolicy>) -> Option<Notice> {
-        let reference = object.object_ref(&());
-        let (policy, problems) = match object.content {
+        let (policy, problems): (_, Vec<Problem>) = match object.content {
             Ok(policy) => {
                 let (policy, problems) = convert::policy(&policy);
-                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                (policy, problems)
+                (policy, problems.iter().map(Problem::from).collect())
             }
             Err(unreadable) => {
                 let (salvaged, problem) = salvage::policy(&object.meta, &unreadable);
                 let (policy, problems) = convert::policy(&salvaged);
-                let all = std::iter::once(problem)
-                    .chain(problems.iter().map(ToString::to_string))
-                    .collect();
-                (policy, all)
+                let unreadable = Problem {
+                    kind: ProblemKind::Unreadable,
+                    text: problem,
+                };
+                let others = problems.iter().map(Problem::from);
+                (policy, std::iter::once(unreadable).chain(others).collect())
             }
         };
-        if problems.is_empty() {
-            self.reported.remove(&policy.key);
-        } else if self.reported.get(&policy.key) != Some(&problems) {
-            self.reporter.report(reference, &problems);
-            self.reported.insert(policy.key.clone(), problems.clone());
-        }
+        let report = events::Report {
+            subject: subject(&object.meta),
+            problems: problems
+                .iter()
+                .map(|problem| problem.text.clone())
+                .collect(),
+        };
+        self.say(&policy.key, report);
         Some(Notice {
             event: Event::PolicyApplied(policy),
             problems,
@@ -217,8 +268,29 @@ impl Convert for Policies {
             namespace: NamespaceName::new(object.namespace()),
             name: object.name().to_owned(),
         };
-        self.reported.remove(&key);
+        let report = events::Report {
+            subject: subject(&object.meta),
+            problems: Vec::new(),
+        };
+        self.say(&key, report);
         Event::PolicyDeleted(key)
+    }
+
+    fn relist_started(&mut self) {
+        for said in self.reported.values_mut() {
+            said.seen = false;
+        }
+    }
+
+    fn relist_done(&mut self) {
+        let gone = self.reported.extract_if(.., |_, said| !said.seen);
+        for (_, Said { report, .. }) in gone {
+            let subject = report.subject;
+            self.reporter.report(events::Report {
+                subject,
+                problems: Vec::new(),
+            });
+        }
     }
 
     fn resource(&self) -> index::Resource {
@@ -265,6 +337,7 @@ async fn watch<C: Convert>(
     let mut trouble = Trouble {
         resource,
         reason: None,
+        watches: metrics.watches(),
     };
     loop {
         let next = tokio::select! {
@@ -317,8 +390,12 @@ async fn watch<C: Convert>(
             }
         }
         let notice = match event {
-            WatchEvent::Init => Some(Event::RelistStarted(convert.resource()).into()),
+            WatchEvent::Init => {
+                convert.relist_started();
+                Some(Event::RelistStarted(convert.resource()).into())
+            }
             WatchEvent::InitDone => {
+                convert.relist_done();
                 trouble.ends();
                 pauses.forget();
                 Some(Event::RelistDone(convert.resource()).into())
@@ -352,24 +429,27 @@ async fn found<T: Watched>(second: &mut Option<Second<T>>) -> Found<T> {
 }
 
 /// Whether a watch is in trouble, so that a change of that is logged, and nothing else.
-struct Trouble {
+struct Trouble<'a> {
     resource: Resource,
     reason: Option<String>,
+    watches: &'a Watches,
 }
 
-impl Trouble {
+impl Trouble<'_> {
     fn begins(&mut self, error: &watcher::Error) {
         let reason = crate::error_chain(error);
         if self.reason.as_ref() == Some(&reason) {
             debug!(resource = %self.resource, %reason, "watch is still in trouble");
         } else {
             warn!(resource = %self.resource, %reason, "watch is in trouble: trying again");
+            self.watches.trouble(self.resource, Some(reason.clone()));
             self.reason = Some(reason);
         }
     }
 
     fn ends(&mut self) {
         if self.reason.take().is_some() {
+            self.watches.trouble(self.resource, None);
             info!(resource = %self.resource, "watch works again");
         }
     }

@@ -1,12 +1,16 @@
 //! Probes by exec: the daemon answers questions on a unix socket, `selvage-policy health` asks them.
 //!
-//! One line asks (`ready`, `live`, `status`), one line of JSON answers.
+//! One line asks (`ready`, `live`, `status`; `metrics`, `log`, `wanted` for a bug report), one line
+//! of JSON answers. Probes are answered from
+//! what the loop last said, so that they get an answer when it stands still; `status` asks the loop
+//! for what is enforced.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -18,9 +22,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::status::{Report, Status, Verdict};
+use crate::metrics::Metrics;
+use crate::questions::Asker;
+use crate::recent;
+use crate::status::enforced::{Enforced, rulesets};
+use crate::status::{Report, Status, Surroundings, Verdict};
+use crate::support::ruleset;
 
-/// How long either side waits for the other.
+/// How long either side waits for the other. The loop has one second of it.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Longest question.
@@ -47,6 +56,21 @@ pub enum HealthError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Where answers come from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The node's name.
+    pub node: String,
+    /// The families that are enforced.
+    pub families: Vec<String>,
+    /// What the loop last said about itself.
+    pub status: watch::Receiver<Status>,
+    /// What it counts, and how old what it knows is.
+    pub metrics: Arc<Metrics>,
+    /// The loop.
+    pub asker: Asker,
 }
 
 /// A bound socket; its file goes when dropped.
@@ -96,12 +120,7 @@ impl Listener {
     }
 
     /// Answers until told to stop, one question at a time.
-    pub async fn serve(
-        self,
-        node: String,
-        status: watch::Receiver<Status>,
-        stop: CancellationToken,
-    ) {
+    pub async fn serve(self, sources: Sources, stop: CancellationToken) {
         loop {
             let stream = tokio::select! {
                 () = stop.cancelled() => return,
@@ -115,8 +134,7 @@ impl Listener {
                     }
                 },
             };
-            let now = || status.borrow().clone();
-            match timeout(DEADLINE, answer(stream, &node, now)).await {
+            match timeout(DEADLINE, answer(stream, &sources)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(%error, "answer on the health socket"),
                 Err(_) => debug!("who asked on the health socket went silent"),
@@ -125,17 +143,19 @@ impl Listener {
     }
 }
 
-async fn answer(stream: UnixStream, node: &str, status: impl Fn() -> Status) -> io::Result<()> {
+async fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut question = String::new();
     let mut read = tokio::io::BufReader::new(tokio::io::AsyncReadExt::take(read, QUESTION_MAX));
     read.read_line(&mut question).await?;
-    let status = status();
-    let now = Instant::now();
+    let status = || sources.status.borrow().clone();
     let mut line = match question.trim_end() {
-        "ready" => serde_json::to_vec(&status.ready())?,
-        "live" => serde_json::to_vec(&status.live(now))?,
-        "status" => serde_json::to_vec(&status.report(node, now))?,
+        "ready" => serde_json::to_vec(&status().ready())?,
+        "live" => serde_json::to_vec(&status().live(Instant::now()))?,
+        "status" => serde_json::to_vec(&report(sources).await)?,
+        "metrics" => serde_json::to_vec(&sources.metrics.render())?,
+        "log" => serde_json::to_vec(&recent::lines())?,
+        "wanted" => serde_json::to_vec(&wanted(sources).await)?,
         other => serde_json::to_vec(&Verdict {
             ok: false,
             reason: format!("unknown question {other:?}"),
@@ -144,6 +164,26 @@ async fn answer(stream: UnixStream, node: &str, status: impl Fn() -> Status) -> 
     line.push(b'\n');
     write.write_all(&line).await?;
     write.shutdown().await
+}
+
+async fn report(sources: &Sources) -> Report {
+    let enforced = sources.asker.ask(Enforced::of).await.ok();
+    let now = Instant::now();
+    let around = Surroundings {
+        node: sources.node.clone(),
+        families: sources.families.clone(),
+        watches: sources.metrics.watches().report(now),
+        enforced,
+    };
+    sources.status.borrow().report(around, now)
+}
+
+/// Every ruleset, as text.
+async fn wanted(sources: &Sources) -> String {
+    match sources.asker.ask(rulesets).await {
+        Ok(rulesets) => rulesets.iter().map(ruleset::text).collect(),
+        Err(error) => error.to_string(),
+    }
 }
 
 fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> Result<T, HealthError> {
@@ -183,9 +223,20 @@ pub fn ask_status(path: &Path) -> Result<Report, HealthError> {
     ask(path, "status")
 }
 
+/// Asks the daemon on this socket for a text: `metrics`, `log` or `wanted`.
+///
+/// *Errors*: as [`ask_ready`].
+pub fn ask_text(path: &Path, what: &str) -> Result<String, HealthError> {
+    ask(path, what)
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::Receiver;
+
     use super::*;
+    use crate::fixtures;
+    use crate::questions::{self, Question};
     use crate::status::Phase;
 
     async fn asked<T: Send + 'static>(
@@ -198,23 +249,57 @@ mod tests {
             .unwrap()
     }
 
+    /// A status to tell, where the daemon's answers come from, and the loop's end of it.
+    fn sources() -> (watch::Sender<Status>, Sources, Receiver<Question>) {
+        let (tell, status) = watch::channel(Status::new(Instant::now()));
+        let (asker, questions) = questions::channel();
+        let sources = Sources {
+            node: "node-1".to_owned(),
+            families: vec!["IPv4".to_owned()],
+            status,
+            metrics: Arc::default(),
+            asker,
+        };
+        (tell, sources, questions)
+    }
+
+    #[tokio::test]
+    async fn the_status_holds_what_the_loop_says_is_enforced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.sock");
+        let (_tell, sources, mut questions) = sources();
+        let stop = CancellationToken::new();
+        let listener = Listener::bind(&path).unwrap();
+        let serving = tokio::spawn(listener.serve(sources, stop.clone()));
+        let answering = tokio::spawn(async move {
+            let question = questions.recv().await.unwrap();
+            question(&mut fixtures::empty());
+        });
+        let report = asked(&path, ask_status).await.unwrap();
+        assert_eq!(report.enforced, Some(Enforced::default()));
+        answering.await.unwrap();
+        stop.cancel();
+        serving.await.unwrap();
+    }
+
     #[tokio::test]
     async fn probes_hear_what_the_daemon_knows() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("own/policy.sock");
-        let (tell, status) = watch::channel(Status::new(Instant::now()));
+        let (tell, sources, _) = sources();
         let stop = CancellationToken::new();
         let listener = Listener::bind(&path).unwrap();
-        let serving = tokio::spawn(listener.serve("node-1".to_owned(), status, stop.clone()));
+        let serving = tokio::spawn(listener.serve(sources, stop.clone()));
 
         assert!(!asked(&path, ask_ready).await.unwrap().ok);
         assert!(asked(&path, ask_live).await.unwrap().ok);
         tell.send_modify(|status| status.phase = Phase::Standby);
         assert!(asked(&path, ask_ready).await.unwrap().ok);
+        // Nobody answers questions: what is enforced isn't known, and all else is.
         let report = asked(&path, ask_status).await.unwrap();
         assert_eq!(
-            (report.node.as_str(), report.phase),
-            ("node-1", Phase::Standby)
+            (report.node.as_str(), report.phase, report.enforced),
+            ("node-1", Phase::Standby, None)
         );
 
         stop.cancel();

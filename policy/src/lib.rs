@@ -17,18 +17,26 @@ pub mod cleanup;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod denials;
 pub mod direct;
 pub mod endpoint_status;
+pub mod events;
 pub mod failpoint;
 pub mod flows;
 pub mod health;
 pub mod lock;
 pub mod metrics;
+pub mod questions;
+pub mod recent;
 pub mod routes;
 pub mod source;
 pub mod status;
+pub mod support;
 pub mod taint;
+pub mod watches;
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod readme;
 

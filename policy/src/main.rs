@@ -1,11 +1,14 @@
 //! The enforcement daemon: watches the Kubernetes API, programs iptables and ipset.
 
-use std::io::{self, Write};
-use std::path::Path;
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use selvage_netfilter::Backend;
 use selvage_policy::boot::{BootArgs, Booted, boot};
@@ -15,9 +18,10 @@ use selvage_policy::config::{
 };
 use selvage_policy::dataplane::Node;
 use selvage_policy::direct::{self, Direct};
-use selvage_policy::metrics::Metrics;
+use selvage_policy::metrics::{Metrics, document};
 use selvage_policy::routes::WithRoutes;
-use selvage_policy::{daemon, health, taint};
+use selvage_policy::support::Bundle;
+use selvage_policy::{daemon, endpoint_status, events, health, recent, taint};
 use selvage_policy_core::ruleset::Family;
 use selvage_policy_core::ruleset::VethPrefix;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +29,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
+
+/// The folder in a bundle for a bug report.
+const BUNDLE: &str = "selvage-policy-support";
 
 /// Enforces Kubernetes NetworkPolicy at the host end of each pod's veth.
 #[derive(Parser)]
@@ -46,8 +53,22 @@ enum Command {
     Health(HealthArgs),
     /// Print what the running daemon says about itself
     Status(StatusArgs),
+    /// Write a bundle for a bug report: what the daemon says, what the kernel holds, what the node is
+    Support(SupportArgs),
     /// Remove every rule, chain and set of ours from the node: both backends, both families
     Cleanup(CleanupArgs),
+    /// Print a page of the documentation that is made from the program
+    #[command(hide = true)]
+    Document {
+        /// Which page
+        page: Page,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Page {
+    /// docs/metrics.md
+    Metrics,
 }
 
 #[derive(clap::Args)]
@@ -85,10 +106,22 @@ struct StatusArgs {
 }
 
 #[derive(clap::Args)]
+struct SupportArgs {
+    /// Where the bundle (tar.gz) goes, or `-` for standard output
+    #[arg(long, short, default_value = "-")]
+    to: PathBuf,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+#[derive(clap::Args)]
 struct CleanupArgs {
     /// Do it although another instance holds the lock (and will put its rules back)
     #[arg(long)]
     force: bool,
+    /// Folder of the files that tell plugins which pods' rules are in force; those of ours go, too
+    #[arg(long, env = "ENDPOINT_STATUS_DIR", default_value = endpoint_status::DIRECTORY)]
+    endpoint_status_dir: PathBuf,
     #[command(flatten)]
     run_dir: RunDirArgs,
 }
@@ -105,7 +138,9 @@ fn main() -> ExitCode {
         Command::Boot(args) => close(&args),
         Command::Health(args) => ask(&args),
         Command::Status(args) => print_status(&args),
+        Command::Support(args) => write_bundle(&args),
         Command::Cleanup(args) => clean(&args),
+        Command::Document { page } => write_page(page),
     };
     match ended {
         Ok(code) => code,
@@ -125,7 +160,7 @@ fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
     .with_context(|| format!("--log-level (env LOG_LEVEL) is {:?}", args.log_level))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(|| recent::Log);
     match args.log_format {
         LogFormat::Text => lines.with_ansi(false).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
@@ -168,8 +203,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     });
     let metrics = Arc::new(Metrics::new());
-    let client = direct::client(config.kubeconfig.as_deref()).await?;
-    let source = Direct::new(client.clone(), config.node.clone(), Arc::clone(&metrics));
+    let client =
+        direct::client(config.kubeconfig.as_deref(), Arc::clone(metrics.watches())).await?;
+    let (reporter, reporting) = events::channel_of(config.node.clone(), Arc::clone(&metrics));
+    let reporting = tokio::spawn(reporting.run(client.clone(), stop.clone()));
+    let source = Direct::new(
+        client.clone(),
+        config.node.clone(),
+        reporter.clone(),
+        Arc::clone(&metrics),
+    );
     let prefixes = [config.interface_prefix.clone(), VethPrefix::branch()];
     let prefixes = prefixes.iter().map(|prefix| prefix.as_str().to_owned());
     let prefixes = prefixes.collect();
@@ -192,10 +235,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     });
     let dataplane = Node::new(fixed);
-    let ended = daemon::run(config, source, dataplane, metrics, in_force, stop.clone()).await;
+    let ended = daemon::run(
+        config,
+        source,
+        dataplane,
+        metrics,
+        in_force,
+        reporter,
+        stop.clone(),
+    )
+    .await;
     stop.cancel();
     untainting.await.context("join the taint's task")?;
     told.await.context("join the signals' task")?;
+    reporting.await.context("join the task of Events")?;
     Ok(ended?)
 }
 
@@ -232,8 +285,38 @@ fn print_status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn write_page(page: Page) -> anyhow::Result<ExitCode> {
+    let text = match page {
+        Page::Metrics => document::page(),
+    };
+    write!(io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_bundle(args: &SupportArgs) -> anyhow::Result<ExitCode> {
+    let to_output = args.to == Path::new("-");
+    if to_output && io::stdout().is_terminal() {
+        bail!("standard output is a terminal: redirect it, or name a file with --to");
+    }
+    let bundle = Bundle::gather(&args.socket.socket, variables());
+    if to_output {
+        bundle.write(BUNDLE, io::stdout().lock())?;
+    } else {
+        let file =
+            File::create(&args.to).with_context(|| format!("create {}", args.to.display()))?;
+        bundle.write(BUNDLE, file)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The environment; what is no UTF-8 as near to it as can be.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    let text = |it: OsString| it.to_string_lossy().into_owned();
+    env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
 fn clean(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
-    let cleaned = cleanup(&args.run_dir.run_dir, args.force)?;
+    let cleaned = cleanup(&args.run_dir.run_dir, &args.endpoint_status_dir, args.force)?;
     for error in &cleaned.left {
         error!(error = selvage_policy::error_chain(error), "left behind");
     }

@@ -1,113 +1,48 @@
 //! Metrics in OpenMetrics text, over HTTP, once the lock is held.
 //!
-//! Bound after the lock because in an upgrade the old instance has the port until it ends.
+//! Bound after the lock because in an upgrade the old instance has the port until it ends. What
+//! each one means is in `docs/metrics.md`, which [`document`] writes from here.
 
+mod definitions;
+pub mod document;
 mod http;
+mod kinds;
+mod lag;
+mod process;
 
-use std::sync::atomic::AtomicU64;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family as Labelled;
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
+use selvage_policy_core::convert::ProblemKind;
+use selvage_policy_core::model::Direction;
+use tokio::time::Instant;
 
 pub use http::serve;
+pub use kinds::{LeftOut, Outcome, Repair, Reported, Work};
+pub use lag::Lag;
 
+use crate::flows::Cut;
 use crate::status::{Counts, Phase, Resource};
+use crate::watches::Watches;
+use definitions::{Definitions, Seconds};
+use process::Process;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByResource {
-    resource: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByState {
-    state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByPhase {
-    phase: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByWork {
-    work: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByOutcome {
-    work: &'static str,
-    outcome: &'static str,
-}
-
-/// What kind of kernel work was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
-    /// Members added to and removed from sets.
-    Members,
-    /// Sets and chains made what they should be.
-    Rules,
-}
-
-impl Work {
-    /// The value of the label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Members => "members",
-            Self::Rules => "rules",
-        }
-    }
-}
-
-/// How a piece of kernel work ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Something was written.
-    Changed,
-    /// The kernel was right already.
-    Unchanged,
-    /// An error; it is tried again.
-    Failed,
-}
-
-impl Outcome {
-    /// The value of the label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Changed => "changed",
-            Self::Unchanged => "unchanged",
-            Self::Failed => "failed",
-        }
-    }
-}
+/// Why a flow was ended.
+const FORBIDDEN: &str = "forbidden";
+const LEFT: &str = "address_left";
 
 /// Every metric of the daemon, and the registry that prints them.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    in_sync: Labelled<ByResource, Gauge>,
-    watch_events: Labelled<ByResource, Counter>,
-    watch_errors: Labelled<ByResource, Counter>,
-    policies: Labelled<ByState, Gauge>,
-    namespaces: Gauge,
-    pods: Gauge,
-    local_pods: Gauge,
-    chains: Gauge,
-    rules: Gauge,
-    sets: Gauge,
-    members: Gauge,
-    applies: Labelled<ByOutcome, Counter>,
-    apply_seconds: Labelled<ByWork, Histogram>,
-    last_apply: Gauge<f64, AtomicU64>,
-    phase: Labelled<ByPhase, Gauge>,
-    ipvs: Gauge,
+    of: Definitions,
+    process: Process,
+    watches: Arc<Watches>,
 }
 
 impl Default for Metrics {
@@ -116,222 +51,237 @@ impl Default for Metrics {
     }
 }
 
-fn histogram() -> Histogram {
-    // 0.25 ms (a member by netlink) to 8 s (a large legacy table under a contended lock).
-    Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
-}
-
 impl Metrics {
     /// All of them at zero, with every label value that is known beforehand.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("selvage_policy");
-        let in_sync = Labelled::<ByResource, Gauge>::default();
-        registry.register(
-            "in_sync",
-            "Whether the watch has delivered everything once (1) or not (0)",
-            in_sync.clone(),
-        );
-        let watch_events = Labelled::<ByResource, Counter>::default();
-        registry.register(
-            "watch_events",
-            "Objects that the API server sent",
-            watch_events.clone(),
-        );
-        let watch_errors = Labelled::<ByResource, Counter>::default();
-        registry.register(
-            "watch_errors",
-            "Failed lists and watches, and objects that could not be read",
-            watch_errors.clone(),
-        );
-        let policies = Labelled::<ByState, Gauge>::default();
-        registry.register(
-            "policies",
-            "NetworkPolicies of the cluster; a rejected one denies what it would have allowed",
-            policies.clone(),
-        );
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
-        let namespaces = gauge("namespaces", "Namespaces known");
-        let pods = gauge("pods", "Pods of the cluster known");
-        let local_pods = gauge("local_pods", "Pods of this node that have an entry");
-        let chains = gauge("chains", "Chains of ours in the kernel");
-        let rules = gauge("rules", "Rules of ours in the kernel");
-        let sets = gauge("sets", "Sets of ours in the kernel");
-        let members = gauge("set_members", "Members of those sets");
-        let ipvs = gauge(
-            "ipvs",
-            "Whether kube-proxy runs in IPVS mode here, which policy cannot follow",
-        );
-        let applies = Labelled::<ByOutcome, Counter>::default();
-        registry.register(
-            "applies",
-            "Pieces of kernel work, by what was written and how it ended",
-            applies.clone(),
-        );
-        let apply_seconds =
-            Labelled::<ByWork, Histogram>::new_with_constructor(histogram as fn() -> Histogram);
-        registry.register_with_unit(
-            "apply_duration",
-            "How long a piece of kernel work took",
-            Unit::Seconds,
-            apply_seconds.clone(),
-        );
-        let last_apply = Gauge::<f64, AtomicU64>::default();
-        registry.register_with_unit(
-            "last_apply_timestamp",
-            "Unix time when the kernel was last seen or made right",
-            Unit::Seconds,
-            last_apply.clone(),
-        );
-        let phase = Labelled::<ByPhase, Gauge>::default();
-        registry.register(
-            "phase",
-            "1 for the phase the daemon is in, 0 for the others",
-            phase.clone(),
-        );
-        registry.register(
+        let mut registry = Registry::default();
+        let ours = registry.sub_registry_with_prefix("selvage_policy");
+        ours.register(
             "build",
             "What is running",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         let metrics = Self {
+            of: Definitions::new(ours),
+            process: Process::new(&mut registry),
             registry,
-            in_sync,
-            watch_events,
-            watch_errors,
-            policies,
-            namespaces,
-            pods,
-            local_pods,
-            chains,
-            rules,
-            sets,
-            members,
-            applies,
-            apply_seconds,
-            last_apply,
-            phase,
-            ipvs,
+            watches: Arc::default(),
         };
-        for resource in Resource::ALL {
-            metrics.set_in_sync(resource, false);
-            let by = ByResource {
-                resource: resource.as_str(),
-            };
-            metrics.watch_events.get_or_create(&by).inc_by(0);
-            metrics.watch_errors.get_or_create(&by).inc_by(0);
-        }
-        for work in [Work::Members, Work::Rules] {
-            for outcome in [Outcome::Changed, Outcome::Unchanged, Outcome::Failed] {
-                drop(metrics.applies.get_or_create(&by_outcome(work, outcome)));
-            }
-            drop(metrics.apply_seconds.get_or_create(&ByWork {
-                work: work.as_str(),
-            }));
-        }
-        metrics.set_phase(Phase::Syncing);
-        metrics.set_counts(&Counts::default());
+        metrics.begin();
         metrics
+    }
+
+    /// Makes every sample that there can be.
+    fn begin(&self) {
+        for resource in Resource::ALL {
+            let by = [("resource", resource.as_str())];
+            self.set_in_sync(resource, false);
+            drop(self.of.watch_events.get_or_create(&by));
+            drop(self.of.watch_errors.get_or_create(&by));
+            drop(self.of.watch_lists.get_or_create(&by));
+            drop(self.of.object_to_kernel.get_or_create(&by));
+        }
+        for work in Work::ALL {
+            drop(
+                self.of
+                    .apply_seconds
+                    .get_or_create(&[("work", work.as_str())]),
+            );
+            for outcome in Outcome::ALL {
+                let by = [("work", work.as_str()), ("outcome", outcome.as_str())];
+                drop(self.of.applies.get_or_create(&by));
+            }
+        }
+        for found in Repair::ALL {
+            let by = [("found", found.as_str())];
+            drop(self.of.repairs.get_or_create(&by));
+        }
+        for why in [FORBIDDEN, LEFT] {
+            drop(self.of.cuts.get_or_create(&[("why", why)]));
+        }
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let by = [("direction", direction_name(direction))];
+            drop(self.of.denials.get_or_create(&by));
+        }
+        for why in LeftOut::ALL {
+            let by = [("why", why.as_str())];
+            drop(self.of.denials_left_out.get_or_create(&by));
+        }
+        for outcome in Reported::ALL {
+            let by = [("outcome", outcome.as_str())];
+            drop(self.of.events.get_or_create(&by));
+        }
+        self.set_rejected(&BTreeMap::new());
+        self.set_phase(Phase::Syncing);
+        self.set_counts(&Counts::default());
+    }
+
+    /// When each watch gave its last sign of life; its ages are among the metrics.
+    #[must_use]
+    pub fn watches(&self) -> &Arc<Watches> {
+        &self.watches
     }
 
     /// Notes whether a watch has delivered everything once.
     pub fn set_in_sync(&self, resource: Resource, in_sync: bool) {
-        self.in_sync
-            .get_or_create(&ByResource {
-                resource: resource.as_str(),
-            })
-            .set(in_sync.into());
+        let by = [("resource", resource.as_str())];
+        self.of.in_sync.get_or_create(&by).set(in_sync.into());
     }
 
     /// Counts objects received.
     pub fn watch_event(&self, resource: Resource) {
-        self.watch_events
-            .get_or_create(&ByResource {
-                resource: resource.as_str(),
-            })
-            .inc();
+        let by = [("resource", resource.as_str())];
+        self.of.watch_events.get_or_create(&by).inc();
     }
 
     /// Counts a failed list or watch, or an object that could not be read.
     pub fn watch_error(&self, resource: Resource) {
-        self.watch_errors
-            .get_or_create(&ByResource {
-                resource: resource.as_str(),
-            })
-            .inc();
+        let by = [("resource", resource.as_str())];
+        self.of.watch_errors.get_or_create(&by).inc();
+    }
+
+    /// Counts a list that was read to its end.
+    pub fn listed(&self, resource: Resource) {
+        let by = [("resource", resource.as_str())];
+        self.of.watch_lists.get_or_create(&by).inc();
+    }
+
+    /// An object's effect is in the kernel, so long after it was received.
+    pub fn in_kernel(&self, resource: Resource, after: Duration) {
+        let by = [("resource", resource.as_str())];
+        self.of
+            .object_to_kernel
+            .get_or_create(&by)
+            .observe(after.as_secs_f64());
     }
 
     /// Notes how much there is.
     pub fn set_counts(&self, counts: &Counts) {
-        let set = |gauge: &Gauge, count: u64| {
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        };
         for (state, count) in [("accepted", counts.policies), ("rejected", counts.rejected)] {
-            set(&self.policies.get_or_create(&ByState { state }), count);
+            set(&self.of.policies.get_or_create(&[("state", state)]), count);
         }
-        set(&self.namespaces, counts.namespaces);
-        set(&self.pods, counts.pods);
-        set(&self.local_pods, counts.local_pods);
-        set(&self.chains, counts.chains);
-        set(&self.rules, counts.rules);
-        set(&self.sets, counts.sets);
-        set(&self.members, counts.members);
+        set(&self.of.namespaces, counts.namespaces);
+        set(&self.of.pods, counts.pods);
+        set(&self.of.local_pods, counts.local_pods);
+        set(&self.of.chains, counts.chains);
+        set(&self.of.rules, counts.rules);
+        set(&self.of.sets, counts.sets);
+        set(&self.of.members, counts.members);
     }
 
     /// Counts a piece of kernel work and how long it took.
     pub fn applied(&self, work: Work, outcome: Outcome, took: Duration) {
-        self.applies.get_or_create(&by_outcome(work, outcome)).inc();
-        self.apply_seconds
-            .get_or_create(&ByWork {
-                work: work.as_str(),
-            })
+        let by = [("work", work.as_str()), ("outcome", outcome.as_str())];
+        self.of.applies.get_or_create(&by).inc();
+        self.of
+            .apply_seconds
+            .get_or_create(&[("work", work.as_str())])
             .observe(took.as_secs_f64());
         match outcome {
-            Outcome::Changed | Outcome::Unchanged => {
-                let now = SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .unwrap_or_default();
-                self.last_apply.set(now.as_secs_f64());
-            }
+            Outcome::Changed | Outcome::Unchanged => stamp(&self.of.last_apply),
             Outcome::Failed => {}
         }
+    }
+
+    /// Counts a change by somebody else that was made right again.
+    pub fn repaired(&self, found: Repair) {
+        let by = [("found", found.as_str())];
+        self.of.repairs.get_or_create(&by).inc();
+        stamp(&self.of.last_repair);
+    }
+
+    /// Counts flows that were ended.
+    pub fn cut(&self, cut: &Cut) {
+        for (why, flows) in [(FORBIDDEN, cut.forbidden), (LEFT, cut.left)] {
+            let by = [("why", why)];
+            self.of.cuts.get_or_create(&by).inc_by(flows as u64);
+        }
+        self.of.cuts_unfinished.inc_by(cut.unfinished as u64);
+        self.of.cut_seconds.observe(cut.took.as_secs_f64());
     }
 
     /// Notes the phase.
     pub fn set_phase(&self, now_in: Phase) {
         for phase in [Phase::Syncing, Phase::Standby, Phase::Enforcing] {
-            let phase_name = match phase {
-                Phase::Syncing => "syncing",
-                Phase::Standby => "standby",
-                Phase::Enforcing => "enforcing",
-            };
-            self.phase
-                .get_or_create(&ByPhase { phase: phase_name })
+            let by = [("phase", phase.as_str())];
+            self.of
+                .phase
+                .get_or_create(&by)
                 .set((phase == now_in).into());
         }
     }
 
+    /// Notes what the readiness probe says.
+    pub fn set_ready(&self, ready: bool) {
+        self.of.ready.set(ready.into());
+    }
+
     /// Notes whether kube-proxy runs in IPVS mode.
     pub fn set_ipvs(&self, present: bool) {
-        self.ipvs.set(present.into());
+        self.of.ipvs.set(present.into());
+    }
+
+    /// Notes how many policies have something of each kind that was not understood.
+    pub fn set_rejected(&self, counts: &BTreeMap<ProblemKind, u64>) {
+        for kind in ProblemKind::ALL {
+            let count = counts.get(&kind).copied().unwrap_or_default();
+            let by = [("reason", kind.as_str())];
+            set(&self.of.rejected.get_or_create(&by), count);
+        }
+    }
+
+    /// Counts a denied packet that is in the log.
+    pub fn denial_logged(&self, direction: Direction) {
+        let by = [("direction", direction_name(direction))];
+        self.of.denials.get_or_create(&by).inc();
+    }
+
+    /// Counts denied packets that are not.
+    pub fn denials_left_out(&self, why: LeftOut, count: u64) {
+        let by = [("why", why.as_str())];
+        self.of.denials_left_out.get_or_create(&by).inc_by(count);
+    }
+
+    /// Counts a Kubernetes Event.
+    pub fn event(&self, outcome: Reported) {
+        let by = [("outcome", outcome.as_str())];
+        self.of.events.get_or_create(&by).inc();
     }
 
     /// All of them as OpenMetrics text.
     #[must_use]
     pub fn render(&self) -> String {
+        let now = Instant::now();
+        for resource in Resource::ALL {
+            let age = self.watches.age(resource, now);
+            self.of
+                .watch_age
+                .get_or_create(&[("resource", resource.as_str())])
+                .set(age.as_secs_f64());
+        }
+        self.process.look();
         let mut body = String::new();
         text::encode(&mut body, &self.registry).expect("writing to a String does not fail");
         body
     }
 }
 
-fn by_outcome(work: Work, outcome: Outcome) -> ByOutcome {
-    ByOutcome {
-        work: work.as_str(),
-        outcome: outcome.as_str(),
+fn direction_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
     }
+}
+
+fn set(gauge: &Gauge, count: u64) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
+/// Sets a gauge to the Unix time.
+fn stamp(gauge: &Seconds) {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    gauge.set(now.as_secs_f64());
 }

@@ -4,11 +4,14 @@ use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
 
+use selvage_policy_core::convert::{self, ProblemKind};
 use selvage_policy_core::index::Event;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::status::Resource;
 
 /// Something that happened in the cluster or on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,9 +20,41 @@ pub struct Notice {
     pub event: Event,
     /// What in it was not understood, for people; what it would have allowed is denied by the
     /// event already. Only with [`Event::PolicyApplied`].
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// When it was read off the wire.
     pub received: Instant,
+}
+
+/// Something of a policy that was not understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What sort of thing.
+    pub kind: ProblemKind,
+    /// What, in which policy, and what is denied because of it.
+    pub text: String,
+}
+
+impl From<&convert::Problem> for Problem {
+    fn from(problem: &convert::Problem) -> Self {
+        Self {
+            kind: problem.kind(),
+            text: problem.to_string(),
+        }
+    }
+}
+
+impl Notice {
+    /// What it is about; `None`: something of the node's own.
+    #[must_use]
+    pub fn resource(&self) -> Option<Resource> {
+        match &self.event {
+            Event::PodApplied(_) | Event::PodDeleted(..) => Some(Resource::Pods),
+            Event::NamespaceApplied(_) | Event::NamespaceDeleted(_) => Some(Resource::Namespaces),
+            Event::PolicyApplied(_) | Event::PolicyDeleted(_) => Some(Resource::NetworkPolicies),
+            Event::Routes { .. } => None,
+            Event::RelistStarted(resource) | Event::RelistDone(resource) => Resource::of(*resource),
+        }
+    }
 }
 
 impl From<Event> for Notice {

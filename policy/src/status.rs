@@ -1,11 +1,17 @@
 //! What the daemon says about itself: one value, written by the loop, read by probes and `status`.
 
+pub mod enforced;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use selvage_policy_core::index;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use crate::watches::WatchReport;
+use enforced::Enforced;
 
 /// What an IPVS node's operator is told.
 const IPVS: &str = "kube-proxy runs in IPVS mode (interface kube-ipvs0 exists): traffic through Services \
@@ -37,6 +43,17 @@ impl Resource {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Namespaces, Self::Pods, Self::NetworkPolicies];
 
+    /// What the index calls so; `None`: it comes from elsewhere.
+    #[must_use]
+    pub fn of(resource: index::Resource) -> Option<Self> {
+        match resource {
+            index::Resource::Pods => Some(Self::Pods),
+            index::Resource::Namespaces => Some(Self::Namespaces),
+            index::Resource::Policies => Some(Self::NetworkPolicies),
+            index::Resource::Routes => None,
+        }
+    }
+
     /// The name in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -66,13 +83,21 @@ pub enum Phase {
     Enforcing,
 }
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Phase {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Syncing => "syncing",
             Self::Standby => "standby",
             Self::Enforcing => "enforcing",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -118,6 +143,10 @@ pub struct Status {
     pub counts: Counts,
     /// When the kernel was last seen or made right.
     pub last_apply: Option<Instant>,
+    /// Changes by somebody else that were made right again, since the start.
+    pub repairs: u64,
+    /// The last of them: what was found, and when it was right again.
+    pub last_repair: Option<(String, Instant)>,
     /// When the loop last turned.
     pub turned: Instant,
     /// Since when a piece of kernel work is under way.
@@ -146,10 +175,42 @@ pub struct Report {
     pub live: Verdict,
     /// The iptables in use, once chosen.
     pub backend: Option<String>,
+    /// The families that are enforced.
+    pub families: Vec<String>,
     /// Seconds since the kernel was last seen or made right.
     pub last_apply_seconds: Option<f64>,
+    /// Changes by somebody else that were made right again, since the start.
+    pub repairs: u64,
+    /// The last of them.
+    pub last_repair: Option<RepairReport>,
     /// How much there is.
     pub counts: Counts,
+    /// How old what it knows is.
+    pub watches: Vec<WatchReport>,
+    /// What is enforced; `None` while the loop doesn't answer.
+    pub enforced: Option<Enforced>,
+}
+
+/// A change by somebody else that was made right again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Where it was found.
+    pub found: String,
+    /// Seconds since it was right again.
+    pub seconds: f64,
+}
+
+/// What [`Status::report`] takes from elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// The node's name.
+    pub node: String,
+    /// The families that are enforced.
+    pub families: Vec<String>,
+    /// The watches.
+    pub watches: Vec<WatchReport>,
+    /// What is enforced, if the loop says so.
+    pub enforced: Option<Enforced>,
 }
 
 impl Status {
@@ -165,6 +226,8 @@ impl Status {
             backend: None,
             counts: Counts::default(),
             last_apply: None,
+            repairs: 0,
+            last_repair: None,
             turned: now,
             working_since: None,
         }
@@ -224,17 +287,31 @@ impl Status {
 
     /// All of it, for people and scripts.
     #[must_use]
-    pub fn report(&self, node: &str, now: Instant) -> Report {
+    pub fn report(&self, around: Surroundings, now: Instant) -> Report {
+        let Surroundings {
+            node,
+            families,
+            watches,
+            enforced,
+        } = around;
         Report {
-            node: node.to_owned(),
+            node,
             phase: self.phase,
             ready: self.ready(),
             live: self.live(now),
             backend: self.backend.clone(),
+            families,
             last_apply_seconds: self
                 .last_apply
                 .map(|then| now.saturating_duration_since(then).as_secs_f64()),
+            repairs: self.repairs,
+            last_repair: self.last_repair.as_ref().map(|(found, then)| RepairReport {
+                found: found.clone(),
+                seconds: now.saturating_duration_since(*then).as_secs_f64(),
+            }),
             counts: self.counts,
+            watches,
+            enforced,
         }
     }
 }
@@ -253,12 +330,17 @@ impl fmt::Display for Report {
         writeln!(f, "live        {}: {}", mark(&self.live), self.live.reason)?;
         writeln!(
             f,
-            "backend     {}",
-            self.backend.as_deref().unwrap_or("not chosen yet")
+            "backend     {}, {}",
+            self.backend.as_deref().unwrap_or("not chosen yet"),
+            self.families.join(" and ")
         )?;
         match self.last_apply_seconds {
             Some(seconds) => writeln!(f, "last apply  {seconds:.1} s ago")?,
             None => writeln!(f, "last apply  never")?,
+        }
+        if let Some(RepairReport { found, seconds }) = &self.last_repair {
+            let all = self.repairs;
+            writeln!(f, "repaired    {found}, {seconds:.1} s ago; {all} in all")?;
         }
         let counts = &self.counts;
         writeln!(
@@ -266,11 +348,32 @@ impl fmt::Display for Report {
             "cluster     {} namespaces, {} pods ({} local), {} policies ({} rejected)",
             counts.namespaces, counts.pods, counts.local_pods, counts.policies, counts.rejected
         )?;
-        write!(
+        writeln!(
             f,
             "kernel      {} chains, {} rules, {} sets, {} members",
             counts.chains, counts.rules, counts.sets, counts.members
-        )
+        )?;
+        let heard = self.watches.iter().map(|watch| {
+            let WatchReport {
+                resource,
+                age_seconds,
+                ..
+            } = watch;
+            format!("{resource} {age_seconds:.0} s ago")
+        });
+        writeln!(f, "heard of    {}", join(heard))?;
+        for watch in &self.watches {
+            if let Some(trouble) = &watch.trouble {
+                writeln!(f, "trouble     {}: {trouble}", watch.resource)?;
+            }
+        }
+        match &self.enforced {
+            Some(enforced) => write!(f, "{enforced}"),
+            None => writeln!(
+                f,
+                "\nthe loop did not answer: pods, profiles and sets are not known"
+            ),
+        }
     }
 }
 

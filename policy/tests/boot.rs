@@ -13,12 +13,12 @@ use selvage_netfilter::Backend;
 use selvage_policy::boot::{BootArgs, Booted, boot};
 use selvage_policy::cleanup::cleanup;
 use selvage_policy::config::{Args, Config};
-use selvage_policy::daemon;
 use selvage_policy::dataplane::Node as NodeKernel;
 use selvage_policy::health::ask_status;
 use selvage_policy::lock::Lock;
 use selvage_policy::metrics::Metrics;
 use selvage_policy::source::{Doubts, Notice, Source};
+use selvage_policy::{daemon, events};
 use selvage_policy_core::convert;
 use selvage_policy_core::index::{Event, Resource};
 use selvage_tests::{Node, Outcome, Place, Pod, Protocol, probe, run};
@@ -117,7 +117,7 @@ fn closes(backend: Backend) -> Result<()> {
     ensure!(lock.is_some(), "boot let go of the lock");
     assert_eq!(boot(&args)?, Booted::InUse);
     drop(lock);
-    cleanup(&args.run_dir.run_dir, false)?;
+    cleanup(&args.run_dir.run_dir, &folder.path().join("none"), false)?;
     assert_eq!(outcomes(), [Outcome::Reached; 4]);
     Ok(())
 }
@@ -247,12 +247,14 @@ fn take_over(
         .enable_all()
         .build()?;
     let stop = CancellationToken::new();
+    let metrics = Arc::new(Metrics::new());
     let running = runtime.spawn(daemon::run(
         config,
         Told(cluster()?),
         NodeKernel::new(Some(backend)),
-        Arc::new(Metrics::new()),
+        Arc::clone(&metrics),
         Arc::new(tokio::sync::Notify::new()),
+        events::channel_of("node-1".to_owned(), metrics).0,
         stop.clone(),
     ));
     let outcome = meanwhile();

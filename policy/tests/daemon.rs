@@ -1,22 +1,27 @@
 //! The daemon as a library, with events from the test and everything else real: packets, chains,
 //! sets, restart, cleanup. Needs namespaces of its own: run it with `cargo nextest`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use selvage_netfilter::{Backend, Kernel};
 use selvage_policy::cleanup::{CleanupError, cleanup};
 use selvage_policy::config::{BackendChoice, Config};
 use selvage_policy::daemon::{self, DaemonError};
 use selvage_policy::dataplane::Node as NodeKernel;
-use selvage_policy::health::ask_status;
+use selvage_policy::endpoint_status::{Endpoint, EndpointStatus};
+use selvage_policy::health::{ask_status, ask_text};
 use selvage_policy::metrics::Metrics;
 use selvage_policy::source::{Doubts, Notice, Source};
 use selvage_policy::status::{Phase, Report};
+use selvage_policy::support::Bundle;
+use selvage_policy::{denials, events, recent};
 use selvage_policy_core::index::{Event, Resource};
 use selvage_policy_core::model::{NamespaceName, PolicyKey};
 use selvage_policy_core::observe::Observed;
@@ -56,6 +61,8 @@ on_both_backends![
     an_established_flow_ends_with_the_policy_that_forbids_it_and_an_allowed_one_goes_on,
     cleanup_refuses_while_an_instance_enforces_and_then_removes_everything,
     rules_of_the_other_backend_go_once_ours_are_in_force,
+    a_denied_packet_is_logged_with_its_pods_and_policies,
+    a_bundle_shows_what_is_wanted_and_what_is_found,
 ];
 
 /// A source whose events are the test's.
@@ -89,6 +96,7 @@ struct Cluster {
     folder: tempfile::TempDir,
     runtime: Runtime,
     objects: Vec<Event>,
+    deny_log: Option<denials::Settings>,
     daemon: Option<Daemon>,
 }
 
@@ -111,12 +119,17 @@ impl Cluster {
             objects: vec![Event::NamespaceApplied(convert::namespace(from_value(
                 namespace,
             )?))],
+            deny_log: None,
             daemon: None,
         })
     }
 
     fn run_dir(&self) -> PathBuf {
         self.folder.path().join("shared")
+    }
+
+    fn status_dir(&self) -> PathBuf {
+        self.folder.path().join("endpoint-status")
     }
 
     fn socket(&self) -> PathBuf {
@@ -132,6 +145,7 @@ impl Cluster {
             families: [Family::V4].into(),
             source_check: true,
             drop_invalid: true,
+            deny_log: self.deny_log,
             apply_gap: Duration::from_millis(50),
             resync,
             metrics_address: None,
@@ -140,14 +154,16 @@ impl Cluster {
             run_dir: self.run_dir(),
             socket: self.socket(),
         };
+        let metrics = Arc::new(Metrics::new());
         let (events, told) = channel(64);
         let stop = CancellationToken::new();
         let running = self.runtime.spawn(daemon::run(
             config,
             Told(told),
             NodeKernel::new(Some(backend)),
-            Arc::new(Metrics::new()),
+            Arc::clone(&metrics),
             Arc::new(Notify::new()),
+            events::channel_of("node-1".to_owned(), metrics).0,
             stop.clone(),
         ));
         let all = [Resource::Namespaces, Resource::Pods, Resource::Policies];
@@ -207,6 +223,14 @@ impl Cluster {
             namespace: NamespaceName::new("default"),
             name: name.to_owned(),
         }))
+    }
+
+    /// The value of a counter.
+    fn counted(&self, counter: &str) -> Result<u64> {
+        let metrics = ask_text(&self.socket(), "metrics")?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(counter));
+        let value = value.with_context(|| format!("no {counter} in {metrics}"))?;
+        Ok(value.trim().parse()?)
     }
 
     fn status_when(&self, wanted: impl Fn(&Report) -> bool) -> Result<Report> {
@@ -333,6 +357,10 @@ fn what_somebody_removed_is_back_long_before_the_next_look(backend: Backend) -> 
         Ok((observed(backend)? == ours).then_some(()))
     })?;
     assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    let report = cluster.status_when(|report| report.repairs > 0)?;
+    assert!(report.last_repair.is_some(), "{report}");
+    let repairs = cluster.counted("selvage_policy_repairs_total{found=\"rules\"}")?;
+    assert!(repairs > 0, "{report}");
     Ok(())
 }
 
@@ -366,7 +394,10 @@ fn an_established_flow_ends_with_the_policy_that_forbids_it_and_an_allowed_one_g
     ends("a flow that a policy forbids", &mut forbidden)?;
     assert!(allowed.passes()?);
     assert!(!forbidden.passes()?, "and stays ended");
-    Ok(())
+    eventually("both cuts are counted", || {
+        let cut = cluster.counted("selvage_policy_cut_flows_total{why=\"forbidden\"}")?;
+        Ok((cut >= 2).then_some(()))
+    })
 }
 
 fn cleanup_refuses_while_an_instance_enforces_and_then_removes_everything(
@@ -379,7 +410,7 @@ fn cleanup_refuses_while_an_instance_enforces_and_then_removes_everything(
     cluster.policy("deny", deny_b())?;
     cluster.start(backend, DEADLINE)?;
     cluster.status_when(|report| report.ready.ok)?;
-    let refused = cleanup(&cluster.run_dir(), false);
+    let refused = cleanup(&cluster.run_dir(), &cluster.status_dir(), false);
     assert!(
         matches!(refused, Err(CleanupError::InUse(_))),
         "{refused:?}"
@@ -387,9 +418,22 @@ fn cleanup_refuses_while_an_instance_enforces_and_then_removes_everything(
     assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
 
     cluster.stop()?;
-    let cleaned = cleanup(&cluster.run_dir(), false)?;
+    let status = cluster.status_dir();
+    let web = Endpoint {
+        namespace: "default".to_owned(),
+        pod: "b".to_owned(),
+        uid: "b".to_owned(),
+        interface: "eni0".to_owned(),
+        addresses: BTreeSet::new(),
+    };
+    std::fs::create_dir(&status)?;
+    EndpointStatus::new(status.clone()).converge(&[web])?;
+    let cleaned = cleanup(&cluster.run_dir(), &cluster.status_dir(), false)?;
     assert!(cleaned.left.is_empty(), "{:?}", cleaned.left);
     assert_eq!(observed(backend)?, Observed::default());
+    let sets = run("ipset list -n")?;
+    assert!(!sets.contains("selvage-"), "{sets}");
+    assert_eq!(std::fs::read_dir(status)?.count(), 0);
     assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Reached);
     Ok(())
 }
@@ -409,6 +453,85 @@ fn rules_of_the_other_backend_go_once_ours_are_in_force(backend: Backend) -> Res
     assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
     cluster.delete_policy("deny")?;
     becomes(Outcome::Reached, &a, &b)
+}
+
+fn a_denied_packet_is_logged_with_its_pods_and_policies(backend: Backend) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(|| recent::Log)
+        .init();
+    let mut cluster = Cluster::new()?;
+    cluster.deny_log = Some(denials::Settings {
+        group: 95,
+        per_second: 10,
+    });
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.policy("deny-too", deny_b())?;
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    let logged = |words: &str| {
+        eventually(words, || {
+            let log = ask_text(&cluster.socket(), "log")?;
+            let line = log.lines().find(|line| line.contains(words));
+            Ok(line.map(str::to_owned))
+        })
+    };
+    logged("denied packets are logged")?;
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    let line = logged("direction=ingress")?;
+    let words = [
+        "pod=\"default/b\"",
+        "peer=10.40.0.11",
+        "peer_pod=\"default/a\"",
+        "protocol=\"tcp\"",
+        "port=8080",
+        "policies=\"default/deny, default/deny-too\"",
+        "left_out=0",
+    ];
+    for word in words {
+        assert!(line.contains(word), "no {word} in {line}");
+    }
+    let metrics = ask_text(&cluster.socket(), "metrics")?;
+    let counted = "selvage_policy_denials_logged_total{direction=\"ingress\"} 1\n";
+    assert!(metrics.contains(counted), "{metrics}");
+    Ok(())
+}
+
+fn a_bundle_shows_what_is_wanted_and_what_is_found(backend: Backend) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let _b = cluster.pod("b", B)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend, DEADLINE)?;
+    let report = cluster.status_when(|report| report.ready.ok && report.enforced.is_some())?;
+    let chain = report.enforced.map(|it| it.pods[0].ingress.clone());
+    let Some(Some(chain)) = chain else {
+        bail!("pod b is isolated");
+    };
+    let mut bytes = Vec::new();
+    Bundle::gather(&cluster.socket(), std::iter::empty()).write("report", &mut bytes)?;
+    let mut files = BTreeMap::new();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_slice()));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let mut text = String::new();
+        entry.read_to_string(&mut text)?;
+        files.insert(entry.path()?.display().to_string(), text);
+    }
+    let ours = format!("report/found/ours-{backend}-ipv4.txt");
+    let tables = format!("report/found/tables-{backend}-ipv4.txt");
+    for name in ["report/status.txt", "report/wanted.txt", &ours, &tables] {
+        assert!(files[name].contains(&chain), "{name}: {}", files[name]);
+    }
+    let other = format!("report/found/ours-{}-ipv4.txt", backend.other());
+    assert!(
+        !files[&other].contains(&chain),
+        "{other}: {}",
+        files[&other]
+    );
+    assert!(files["report/node/proc/version"].starts_with("Linux"));
+    Ok(())
 }
 
 #[test]

@@ -111,5 +111,6 @@ fn empty_index() -> Result<Index> {
         families: BTreeSet::from([Family::V4]),
         source_check: true,
         drop_invalid: true,
+        deny_log: None,
     }))
 }

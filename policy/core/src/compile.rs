@@ -50,7 +50,13 @@ pub fn compile(index: &mut Index, family: Family) -> Ruleset {
     let mut profile_chains = BTreeMap::new();
     for (profile, folded) in index.profiles() {
         profile_chains.insert(profile, folded.chain().clone());
-        chains.extend(profile::stages(profile.direction, folded, family));
+        for (name, chain) in profile::stages(profile.direction, folded, family) {
+            let chain = match settings.deny_log {
+                Some(group) => chain.logging_drops(group, &name),
+                None => chain,
+            };
+            chains.insert(name, chain);
+        }
     }
     let guards = guard::rules(family, settings.drop_invalid);
     let mut forward = vec![

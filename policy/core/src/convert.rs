@@ -167,9 +167,22 @@ pub enum ProblemKind {
     Port,
     /// Understood, and more than can be enforced.
     TooLarge,
+    /// A field that is not of the type that the API says.
+    Unreadable,
 }
 
 impl ProblemKind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Subject,
+        Self::PolicyType,
+        Self::Peer,
+        Self::Block,
+        Self::Port,
+        Self::TooLarge,
+        Self::Unreadable,
+    ];
+
     /// In lower case with underscores.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -180,6 +193,7 @@ impl ProblemKind {
             Self::Block => "block",
             Self::Port => "port",
             Self::TooLarge => "too_large",
+            Self::Unreadable => "unreadable",
         }
     }
 }

@@ -90,6 +90,13 @@ pub(crate) fn rule_text(rule: &Rule) -> String {
     match &rule.action {
         Action::Return => text.push_str("-j RETURN"),
         Action::Drop => text.push_str("-j DROP"),
+        Action::Log { group, chain } => {
+            write!(
+                text,
+                "-j NFLOG --nflog-group {group} --nflog-prefix {chain}"
+            )
+            .expect("a String takes any text");
+        }
         Action::Jump(chain) => {
             write!(text, "-j {chain}").expect("a String takes any text");
         }

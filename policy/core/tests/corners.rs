@@ -257,6 +257,7 @@ fn what_begins_in_the_middle_of_a_flow_is_dropped_on_our_veths_and_nowhere_else(
 fn invalid_packets_are_judged_as_others_where_their_drop_is_switched_off() {
     let mut index = Index::new(Settings {
         drop_invalid: false,
+        deny_log: None,
         ..cluster::settings()
     });
     let spec = json!({"podSelector": {"matchLabels": {"app": "b"}}});

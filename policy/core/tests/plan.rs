@@ -119,7 +119,7 @@ impl Kernel {
                 Action::Jump(chain) | Action::Goto(chain) => {
                     assert!(self.chains.contains_key(chain), "{chain} is missing");
                 }
-                Action::Return | Action::Drop => {}
+                Action::Return | Action::Drop | Action::Log { .. } => {}
             }
             for condition in &rule.matches {
                 if let Match::Set { set, kind, .. } = condition {

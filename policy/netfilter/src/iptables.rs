@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -61,13 +61,13 @@ const STATUS_RESOURCE: i32 = 4;
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The tool that we run of a backend.
-fn program(family: Family, backend: Backend) -> String {
+/// A tool of a backend, `restore` or `save`.
+fn program(family: Family, backend: Backend, tool: &str) -> String {
     let family = match family {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    format!("{family}-{backend}-restore")
+    format!("{family}-{backend}-{tool}")
 }
 
 /// Carries out a restore batch; what it doesn't mention stays as it is (`--noflush`).
@@ -84,7 +84,7 @@ pub(crate) fn restore(
     text: &str,
     patience: Duration,
 ) -> Result<(), Error> {
-    let program = program(family, backend);
+    let program = program(family, backend, "restore");
     let deadline = Instant::now() + patience;
     // The nft tool takes no lock; the legacy one would wait for it without end. Half the time, so
     // that it can say itself what it waited for.
@@ -142,7 +142,32 @@ fn complained_about<'a>(stderr: &str, text: &'a str) -> Option<&'a str> {
 
 struct Finished {
     status: ExitStatus,
+    stdout: String,
     stderr: String,
+}
+
+/// What the save tool prints of all tables of a backend, strangers' rules included. For reports:
+/// with native rules in a table the nft tool leaves that table out. Empty when the legacy backend
+/// has no tables; looking must not make them.
+///
+/// *Errors*: [`Error::Tool`] with the tool's words; [`Error::Slow`]; [`Error::Spawn`].
+pub fn saved_tables(family: Family, backend: Backend, patience: Duration) -> Result<String, Error> {
+    match backend {
+        Backend::Nft => {}
+        Backend::Legacy if crate::legacy::has_tables(family)? => {}
+        Backend::Legacy => return Ok(String::new()),
+    }
+    let program = program(family, backend, "save");
+    let finished = run(&program, &[], "", Instant::now() + patience, patience)?;
+    if finished.status.success() {
+        return Ok(finished.stdout);
+    }
+    Err(Error::Tool {
+        tool: program,
+        status: finished.status.to_string(),
+        stderr: finished.stderr.trim_end().to_owned(),
+        line: None,
+    })
 }
 
 #[expect(
@@ -168,11 +193,12 @@ fn run(
         .write_all(input.as_bytes())
         .and_then(|()| stdin.rewind())
         .map_err(failed("write its input"))?;
+    let mut stdout = memory_file().map_err(failed("make its output"))?;
     let mut stderr = memory_file().map_err(failed("make its output"))?;
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(stdin)
-        .stdout(Stdio::null())
+        .stdout(stdout.try_clone().map_err(failed("share its output"))?)
         .stderr(stderr.try_clone().map_err(failed("share its output"))?)
         .spawn()
         .map_err(failed("start"))?;
@@ -190,6 +216,7 @@ fn run(
     let status = child.wait().map_err(failed("wait"))?;
     Ok(Finished {
         status,
+        stdout: contents(&mut stdout).map_err(failed("read its output"))?,
         stderr: contents(&mut stderr).map_err(failed("read its output"))?,
     })
 }
@@ -249,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_gets_its_input_and_what_it_complains_about_is_kept() {
+    fn a_tool_gets_its_input_and_what_it_says_and_complains_about_is_kept() {
         let patience = Duration::from_secs(10);
         let deadline = Instant::now() + patience;
         let finished = run(
@@ -260,7 +287,10 @@ mod tests {
             patience,
         );
         let finished = finished.unwrap();
-        assert_eq!(finished.stderr, "in");
+        assert_eq!(
+            (finished.stdout.as_str(), finished.stderr.as_str()),
+            ("out\n", "in")
+        );
         assert_eq!(finished.status.code(), Some(3));
     }
 

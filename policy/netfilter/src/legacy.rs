@@ -125,6 +125,11 @@ fn commit(family: Family, lines: &str, patience: Duration) -> Result<(), Error> 
     restore(family, Backend::Legacy, &text, patience)
 }
 
+/// Whether any table exists in the calling thread's network namespace.
+pub(crate) fn has_tables(family: Family) -> Result<bool, Error> {
+    Ok(!tables(family)?.is_empty())
+}
+
 /// The names of the tables that exist in the calling thread's network namespace, a line each.
 fn tables(family: Family) -> Result<String, Error> {
     let path = match family {

@@ -56,7 +56,7 @@ use std::time::Duration;
 pub use addresses::local_addresses;
 pub use backend::choose as choose_backend;
 pub use error::{Error, Refusal};
-pub use iptables::Backend;
+pub use iptables::{Backend, saved_tables};
 pub use ipvs::ipvs_in_use;
 pub use kernel::{Cleaned, Kernel, Step};
 pub use watch::{Pace, Suspect, Watcher};

@@ -1,5 +1,6 @@
 //! Flows that a change may have forbidden, on their way to being cut: beside the hot path.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_policy_core::index::Index;
@@ -10,6 +11,7 @@ use tracing::{debug, info, warn};
 use super::pending::growing;
 use super::{DaemonError, STOP_DEADLINE};
 use crate::flows::{Cut, Flows, Scope};
+use crate::metrics::Metrics;
 
 /// After a look at flows there is none for so many times as long: a tenth of a core at most.
 const REST: u32 = 9;
@@ -21,6 +23,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Cuts on a thread of its own, one look at a time; what comes meanwhile shares the next one.
 pub(super) struct Cutting<F> {
     hands: Hands<F>,
+    metrics: Arc<Metrics>,
     waiting: Scope,
     not_before: Option<Instant>,
     failures: u32,
@@ -34,9 +37,10 @@ enum Hands<F> {
 }
 
 impl<F: Flows> Cutting<F> {
-    pub(super) fn new(flows: F) -> Self {
+    pub(super) fn new(flows: F, metrics: Arc<Metrics>) -> Self {
         Self {
             hands: Hands::Idle(flows),
+            metrics,
             waiting: Scope::default(),
             not_before: None,
             failures: 0,
@@ -85,6 +89,7 @@ impl<F: Flows> Cutting<F> {
             Ok(cut) => {
                 self.failures = 0;
                 self.not_before = Some(now + cut.took * REST);
+                self.metrics.cut(&cut);
                 self.tell(&cut);
                 if cut.unfinished > 0 {
                     self.waiting.extend(scope);

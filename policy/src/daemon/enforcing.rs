@@ -1,6 +1,7 @@
 //! The phase that reaches the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_netfilter::Suspect;
@@ -83,7 +84,10 @@ impl<D: Dataplane> Enforcing<D> {
         let (told, suspects) = channel(SUSPECTS_MAX);
         dataplane.watch(told);
         Self {
-            cutting: Cutting::new(dataplane.flows(&node.index.settings().families)),
+            cutting: Cutting::new(
+                dataplane.flows(&node.index.settings().families),
+                Arc::clone(&node.metrics),
+            ),
             hands: Hands::Idle(Hand::new(dataplane, files)),
             node,
             suspects,
@@ -142,6 +146,7 @@ impl<D: Dataplane> Enforcing<D> {
                 _ = turns.tick() => node.turn(),
                 _ = resyncs.tick() => node.pending.look_afresh(),
                 Some(suspect) = self.suspects.recv() => node.pending.suspect(suspect),
+                Some(question) = node.questions.recv() => question(&mut node.index),
                 more = Node::gather(&mut node.notices, &mut buffer) => {
                     if !more {
                         break Err(Node::ended_early());
@@ -158,6 +163,7 @@ impl<D: Dataplane> Enforcing<D> {
     /// Begins a piece of work; the hands are idle.
     fn start(&mut self, work: Work) {
         let node = &mut self.node;
+        node.lag.begun();
         let job = match work {
             Work::Rules => {
                 let look = node.pending.begin_rules(Instant::now());

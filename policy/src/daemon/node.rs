@@ -18,7 +18,8 @@ use super::pending::Pending;
 use super::rejected::Rejected;
 use super::{DaemonError, NOTICES_MAX};
 use crate::dataplane::{Done, Finished};
-use crate::metrics::{Metrics, Outcome, Work};
+use crate::metrics::{Lag, Metrics, Outcome, Repair, Work};
+use crate::questions::Question;
 use crate::source::{Doubts, Notice};
 use crate::status::{Counts, Phase, Resource, Status};
 
@@ -32,6 +33,8 @@ const CONTESTED: u32 = 10;
 pub(super) struct Node {
     pub(super) index: Index,
     pub(super) notices: Receiver<Notice>,
+    pub(super) questions: Receiver<Question>,
+    pub(super) lag: Lag,
     pub(super) status: watch::Sender<Status>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) rejected: Rejected,
@@ -40,7 +43,7 @@ pub(super) struct Node {
     /// Since when nothing has succeeded.
     pub(super) failing_since: Option<Instant>,
     /// What of ours somebody else changed, until that is repaired.
-    pub(super) repairing: Option<String>,
+    pub(super) repairing: Option<(Repair, String)>,
     /// Told when rules are in force for the first time.
     pub(super) in_force: Arc<Notify>,
     pub(super) stop: CancellationToken,
@@ -57,8 +60,11 @@ impl Node {
     pub(super) fn take_in(&mut self, buffer: &mut Vec<Notice>) -> BTreeSet<IpAddr> {
         let mut left = BTreeSet::new();
         for notice in buffer.drain(..) {
+            let resource = notice.resource();
             let Notice {
-                event, problems, ..
+                event,
+                problems,
+                received,
             } = notice;
             self.rejected.note(&event, problems);
             if let Event::RelistDone(resource) = event {
@@ -80,6 +86,9 @@ impl Node {
             };
             let mut delta = self.index.apply(event);
             left.append(&mut delta.left);
+            if let Some(resource) = resource.filter(|_| !delta.is_empty()) {
+                self.lag.noticed(resource, received);
+            }
             self.pending.add(delta);
             // An uplink such as `vlan.eth.1` begins like a pod's interface and is none.
             if let Some(interface) = routed
@@ -94,14 +103,13 @@ impl Node {
     }
 
     fn listed(&mut self, resource: index::Resource) {
-        let resource = match resource {
-            index::Resource::Pods => Resource::Pods,
-            index::Resource::Namespaces => Resource::Namespaces,
-            index::Resource::Policies => Resource::NetworkPolicies,
-            // The kernel's, and not waited for: a pod's address comes from elsewhere till then.
-            index::Resource::Routes => return,
+        // The kernel's routes are not waited for: till then a pod's address comes from elsewhere.
+        let Some(resource) = Resource::of(resource) else {
+            return;
         };
         self.metrics.set_in_sync(resource, true);
+        self.metrics.listed(resource);
+        self.metrics.watches().synced(resource);
         self.status.send_if_modified(|status| {
             let first = status.waiting_for.remove(&resource);
             if first {
@@ -131,9 +139,12 @@ impl Node {
                 info!("kube-proxy's IPVS interface is gone");
             }
         });
+        self.metrics.set_ready(self.status.borrow().ready().ok);
     }
 
-    pub(super) fn enter(&self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: Phase) {
+        // What came before this phase waited for the phase, not for us.
+        self.lag = Lag::default();
         self.metrics.set_phase(phase);
         self.status.send_modify(|status| status.phase = phase);
         info!(%phase, "phase");
@@ -170,6 +181,7 @@ impl Node {
                     Work::Rules => self.pending.left(now, done.left),
                     Work::Members => {}
                 }
+                self.lag.succeeded(now, &self.metrics);
                 self.succeeded(work, &done, took, now);
             }
             Err(reason) => {
@@ -182,6 +194,7 @@ impl Node {
                     });
                 }
                 let again_in = self.pending.failed(now);
+                self.lag.failed();
                 self.status.send_modify(|status| {
                     status.working_since = None;
                     if status.failing.as_ref() == Some(&reason) {
@@ -197,6 +210,7 @@ impl Node {
                 });
             }
         }
+        self.metrics.set_ready(self.status.borrow().ready().ok);
         Ok(())
     }
 
@@ -209,9 +223,16 @@ impl Node {
                 self.pending.inspected(false, now);
                 return;
             }
-            Ok(Some(suspect)) => format!("{suspect:?}"),
+            Ok(Some(suspect)) => {
+                let found = match suspect {
+                    Suspect::Rules(_) => Repair::Rules,
+                    Suspect::Sets => Repair::Sets,
+                    Suspect::Members => Repair::Members,
+                };
+                (found, format!("{suspect:?}"))
+            }
             // What cannot be looked at in part is looked at as a whole, which says why not.
-            Err(error) => error,
+            Err(error) => (Repair::Unknown, error),
         };
         let times = self.pending.inspected(true, now);
         self.repairing = Some(changed);
@@ -224,6 +245,7 @@ impl Node {
         let contested = fought > CONTESTED;
         let counts = self.counts(done);
         self.metrics.set_counts(&counts);
+        self.metrics.set_rejected(&self.rejected.by_kind());
         let first = !self.status.borrow().in_force;
         let written = done.chains_written;
         let work = work.as_str();
@@ -241,7 +263,12 @@ impl Node {
                 ?took,
                 "in force"
             );
-        } else if let Some(found) = self.repairing.take().filter(|_| done.changed) {
+        } else if let Some((kind, found)) = self.repairing.take().filter(|_| done.changed) {
+            self.metrics.repaired(kind);
+            self.status.send_modify(|status| {
+                status.repairs += 1;
+                status.last_repair = Some((found.clone(), now));
+            });
             warn!(
                 found,
                 did = done.did,

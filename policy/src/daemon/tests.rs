@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::*;
 use crate::config::BackendChoice;
 use crate::dataplane::{Done, Look, MemberChanges};
+use crate::events;
 use crate::flows::{Cut, Flows, Scope};
 use crate::health::ask_status;
 use crate::source::Notice;
@@ -151,6 +152,7 @@ impl Fixture {
             families: [Family::V4].into(),
             source_check: true,
             drop_invalid: true,
+            deny_log: None,
             apply_gap: Duration::from_millis(50),
             resync: Duration::from_secs(60),
             metrics_address: None,
@@ -173,9 +175,17 @@ impl Fixture {
         let stop = CancellationToken::new();
         let metrics = Arc::new(Metrics::new());
         let in_force = Arc::new(Notify::new());
+        let (reporter, _) = events::channel_of("node-1".to_owned(), Arc::clone(&metrics));
         let source = Told(told);
-        let running = run(config, source, kernel, metrics, in_force, stop.clone());
-        let running = tokio::spawn(running);
+        let running = tokio::spawn(run(
+            config,
+            source,
+            kernel,
+            metrics,
+            in_force,
+            reporter,
+            stop.clone(),
+        ));
         Self {
             folder,
             events: Some(events),

@@ -1,11 +1,15 @@
 //! A client of the API server: by kubeconfig, or as the pod that we are.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use kube::client::ClientBuilder;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
+
+use crate::watches::{Listening, Watches};
 
 /// How long a watch lasts before it is asked for anew, in seconds. A connection that has died
 /// without a word is noticed five seconds after that.
@@ -45,9 +49,13 @@ pub enum ClientError {
 
 /// A client by this kubeconfig, or with the pod's service account. The server's address then comes
 /// from `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`, which a manifest may override.
+/// Signs of life of lists and watches are noted in `watches`.
 ///
 /// *Errors*: [`ClientError`]. Does not connect.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
+pub async fn client(
+    kubeconfig: Option<&Path>,
+    watches: Arc<Watches>,
+) -> Result<Client, ClientError> {
     let mut config = match kubeconfig {
         Some(path) => {
             let bad = |source| ClientError::Kubeconfig {
@@ -66,8 +74,9 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
     config.reset_reader_on_write = true;
     let url = config.cluster_url.to_string();
     tracing::info!(%url, "API server");
-    Client::try_from(config).map_err(|source| ClientError::Client {
+    let stack = ClientBuilder::try_from(config).map_err(|source| ClientError::Client {
         url,
         source: Box::new(source),
-    })
+    })?;
+    Ok(stack.with_layer(&Listening::new(watches)).build())
 }

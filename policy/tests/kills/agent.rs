@@ -77,6 +77,10 @@ impl Home {
     pub fn run_dir(&self) -> PathBuf {
         self.folder.join("shared")
     }
+
+    pub fn status_dir(&self) -> PathBuf {
+        self.folder.join("endpoint-status")
+    }
 }
 
 impl Agent {

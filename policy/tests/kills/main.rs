@@ -275,7 +275,7 @@ fn an_api_server_that_is_away_changes_nothing_even_across_a_restart(
     ensure!(outcome.forbidden_passed == 0, "{outcome:?}");
     ensure!(outcome.allowed_lost == 0, "{outcome:?}");
     agent.kill()?;
-    let cleaned = cleanup(&world.home.run_dir(), false)?;
+    let cleaned = cleanup(&world.home.run_dir(), &world.home.status_dir(), false)?;
     ensure!(cleaned.left.is_empty(), "{:?}", cleaned.left);
     Ok(())
 }
@@ -303,7 +303,7 @@ fn a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap(
     world.after();
     world.converge(backend)?;
     let wanted = observed(backend)?;
-    cleanup(&world.home.run_dir(), false)?;
+    cleanup(&world.home.run_dir(), &world.home.status_dir(), false)?;
 
     older_version(backend)?;
     let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;

@@ -19,6 +19,8 @@ pub struct Settings {
     pub source_check: bool,
     /// Whether what conntrack can make nothing of is dropped, before any policy is asked.
     pub drop_invalid: bool,
+    /// The NFLOG group that packets which policy denies are copied to, if any.
+    pub deny_log: Option<u16>,
 }
 
 /// The kinds of things that are watched.

@@ -59,6 +59,27 @@ impl Index {
         !self.places.pods_at(interface).is_empty()
     }
 
+    /// The pods that have these addresses, of the whole cluster; of two with the same, one of this
+    /// node's, else the first in order.
+    ///
+    /// *Cost*: linear in the pods of the cluster, 50 ns each.
+    #[must_use]
+    pub fn pods_at(&self, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, PodKey> {
+        let mut found = BTreeMap::new();
+        for address in addresses {
+            let local = self.places.owners().get(address);
+            if let Some(pod) = local.and_then(|pods| pods.first()) {
+                found.insert(*address, pod.clone());
+            }
+        }
+        for pod in self.pods.values().filter(|pod| pod.is_selectable()) {
+            for address in pod.addresses.intersection(addresses) {
+                found.entry(*address).or_insert_with(|| pod.key.clone());
+            }
+        }
+        found
+    }
+
     /// Isolated pods of this node of which something is open all the same, and what. Settles
     /// first, as compiling does.
     pub fn unenforced(&mut self) -> BTreeMap<PodKey, Unenforced> {

@@ -119,6 +119,13 @@ pub enum Action {
     Return,
     /// The end.
     Drop,
+    /// On to the next rule, and a copy goes to who listens to an NFLOG group.
+    Log {
+        /// Which group.
+        group: u16,
+        /// What the copy is labelled with: the chain that the rule is in.
+        chain: ChainName,
+    },
     /// On to another chain; a return there comes back here.
     Jump(ChainName),
     /// On to another chain; a return there goes where a return here would have gone.
@@ -152,6 +159,24 @@ impl Chain {
             action: last,
         });
         Self { rules }
+    }
+
+    /// The same, with a copy of what the end drops for those who listen to an NFLOG group. `name`
+    /// is its own, which labels the copies.
+    #[must_use]
+    pub fn logging_drops(mut self, group: u16, name: &ChainName) -> Self {
+        let last = self.rules.len().saturating_sub(1);
+        if self.rules[last].action == Action::Drop {
+            let log = Rule {
+                matches: Vec::new(),
+                action: Action::Log {
+                    group,
+                    chain: name.clone(),
+                },
+            };
+            self.rules.insert(last, log);
+        }
+        self
     }
 
     /// The rules in order.

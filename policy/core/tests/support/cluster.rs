@@ -34,6 +34,7 @@ pub fn settings() -> Settings {
         families: [Family::V4, Family::V6].into(),
         source_check: true,
         drop_invalid: true,
+        deny_log: None,
     }
 }
 

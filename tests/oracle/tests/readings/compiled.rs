@@ -35,6 +35,7 @@ impl Compiled {
                 families: BTreeSet::from([Family::V4, Family::V6]),
                 source_check: true,
                 drop_invalid: true,
+                deny_log: None,
             });
             for event in events(cluster) {
                 index.apply(event);
