@@ -10,13 +10,13 @@ export PATH := $(SELVAGE_CACHE)/tools/bin:$(PATH)
 export RUSTUP_TOOLCHAIN := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 
 # The lab's shape (docs/testing.md, "The lab"). Empty means the lab's own default.
-export NODES CNI POLICY PROXY IPTABLES TYPES KEEP FOCUS
+export NODES CNI POLICY PROXY IPTABLES TYPES KEEP FOCUS MINUTES
 
 LAB := tests/lab/lab
 # The unit suites never compile the AWS SDK: its one crate is linted, released and tested on the lab.
 LIGHT := --workspace --exclude selvage-ipamd-aws
 
-.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets images \
+.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets fuzz images \
   fmt lint deny doc walls conformance-map orphans unit kernel lab-unit e2e test ci
 
 help: ## this list
@@ -45,6 +45,9 @@ bench: setup ## every figure beside its floor, into target/bench/results.json; O
 packets: setup-test ## random clusters judged by packets: 200 a family and backend from a new seed; SEED=n repeats
 	@seed=$${SEED:-$$RANDOM}; echo "seed $$seed"; SELVAGE_PACKETS=200 SELVAGE_SEED=$$seed \
 	  cargo nextest run --locked -p selvage-tests -E 'test(packets_over)' --success-output immediate
+
+fuzz: ## every parser of what others wrote, 10 CPU-minutes each; MINUTES=n shortens, TARGETS=names picks, KEEP=1 keeps
+	@scripts/fuzz.sh $(TARGETS)
 
 images: setup ## the agents' images as archives, from the Dockerfiles that users build
 	@images/build.sh

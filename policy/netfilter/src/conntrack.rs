@@ -266,6 +266,12 @@ fn deletion(entry: &Entry) -> Message {
     message
 }
 
+/// The request that deletes an entry, as bytes.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn deletion_of(entry: &Entry) -> Vec<u8> {
+    deletion(entry).finish(0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;

@@ -99,6 +99,15 @@ pub(crate) enum Way<'a> {
     Into(&'a str),
 }
 
+/// How far a chain has been looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It is on the way to where we are.
+    Begun,
+    /// Nothing in it ends a walk: where something does, the looking is over.
+    Done,
+}
+
 /// The ways that the rules of each chain of a table lead, by chain.
 #[derive(Debug, Default)]
 pub(crate) struct Ways<'a>(BTreeMap<&'a str, Vec<Way<'a>>>);
@@ -115,20 +124,29 @@ impl<'a> Ways<'a> {
             Way::On => false,
             // Back from a base chain is its policy.
             Way::Past | Way::Back | Way::Into(_) => true,
-            Way::Through(chain) => self.may_end_in(chain, 0),
+            Way::Through(chain) => self.may_end_in(chain, &mut BTreeMap::new()),
         })
     }
 
-    /// Whether the walk may end inside of a chain. Chains cannot call in a circle; the bound holds
-    /// for a reading that says they do.
-    fn may_end_in(&self, chain: &str, depth: usize) -> bool {
+    /// Whether the walk may end inside of a chain. Each chain is looked into once, however many
+    /// ways lead there. Chains cannot call in a circle; a reading that says they do may end.
+    fn may_end_in<'s>(&'s self, chain: &'s str, seen: &mut BTreeMap<&'s str, Look>) -> bool {
+        match seen.insert(chain, Look::Begun) {
+            Some(Look::Begun) => return true,
+            Some(Look::Done) => {
+                seen.insert(chain, Look::Done);
+                return false;
+            }
+            None => {}
+        }
         let rules = self.0.get(chain).map_or(&[][..], Vec::as_slice);
-        depth > self.0.len()
-            || rules.iter().any(|way| match way {
-                Way::On | Way::Back => false,
-                Way::Past => true,
-                Way::Through(next) | Way::Into(next) => self.may_end_in(next, depth + 1),
-            })
+        let ends = rules.iter().any(|way| match way {
+            Way::On | Way::Back => false,
+            Way::Past => true,
+            Way::Through(next) | Way::Into(next) => self.may_end_in(next, seen),
+        });
+        seen.insert(chain, Look::Done);
+        ends
     }
 }
 
@@ -168,6 +186,21 @@ mod tests {
         let mut early = Ways::default();
         early.add("FORWARD", Way::Back);
         assert!(early.may_pass("FORWARD", 1));
+    }
+
+    /// Looked into once for each way there, 64 chains would take 2^64 looks.
+    #[test]
+    fn a_chain_that_many_ways_lead_to_is_looked_into_once() {
+        let names: Vec<String> = (0..64).map(|n| format!("chain-{n}")).collect();
+        let mut ways = Ways::default();
+        ways.add("FORWARD", Way::Through(&names[0]));
+        for pair in names.windows(2) {
+            ways.add(&pair[0], Way::Through(&pair[1]));
+            ways.add(&pair[0], Way::Through(&pair[1]));
+        }
+        assert!(!ways.may_pass("FORWARD", 1));
+        ways.add(&names[63], Way::Past);
+        assert!(ways.may_pass("FORWARD", 1));
     }
 
     #[test]

@@ -426,3 +426,23 @@ impl IpSets {
         message
     }
 }
+
+/// The headers and members that a datagram says, whoever made it up; each member written and read
+/// again.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_any(datagram: &[u8]) -> (Vec<Header>, Vec<(Member, Option<Member>)>) {
+    let attributes = || crate::message::messages(datagram).map(|it| it.attributes());
+    let members = [SetKind::Net, SetKind::NetPort]
+        .into_iter()
+        .flat_map(|kind| {
+            let members = attributes().flat_map(move |it| wire::members(it, kind));
+            members.flatten().map(move |member| {
+                let again = wire::again(&member, kind);
+                (member, again)
+            })
+        });
+    (
+        attributes().filter_map(wire::header).collect(),
+        members.collect(),
+    )
+}

@@ -126,7 +126,7 @@ pub(crate) fn restore(
 }
 
 /// The line of the input that a restore tool names: `line 7 failed`, `line: 7`, `line 7:`.
-fn complained_about<'a>(stderr: &str, text: &'a str) -> Option<&'a str> {
+pub(crate) fn complained_about<'a>(stderr: &str, text: &'a str) -> Option<&'a str> {
     let after = stderr.split("line").skip(1);
     let number = after
         .filter_map(|rest| {

@@ -22,7 +22,7 @@ pub fn ipvs_in_use() -> Result<bool, Error> {
     Ok(lists(&interfaces, INTERFACE))
 }
 
-fn lists(interfaces: &str, name: &str) -> bool {
+pub(crate) fn lists(interfaces: &str, name: &str) -> bool {
     interfaces
         .lines()
         .filter_map(|line| line.split_once(':'))

@@ -37,6 +37,8 @@ mod backend;
 pub mod conntrack;
 mod content;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod ipset;
 mod iptables;
 mod ipvs;

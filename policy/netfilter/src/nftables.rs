@@ -273,3 +273,14 @@ fn message(command: u8, flags: u16, family: Family) -> Message {
     };
     Message::new(SUBSYSTEM, command, flags, number)
 }
+
+/// What is ours in two datagrams, of chains and of rules, whoever made them up.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_any(chains: &[u8], rules: &[u8]) -> crate::content::Found {
+    let replies = |datagram| -> Vec<Reply> {
+        crate::message::messages(datagram)
+            .map(|message| Reply::of(&message))
+            .collect()
+    };
+    rules::digest(&replies(chains), &replies(rules))
+}

@@ -46,6 +46,13 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    pub(crate) fn of(message: &Received<'_>) -> Self {
+        Self {
+            flags: message.flags,
+            body: message.body.to_vec(),
+        }
+    }
+
     fn message(&self) -> Received<'_> {
         Received {
             kind: 0,
@@ -258,10 +265,7 @@ impl Nfnetlink {
     ) -> Result<(Vec<Reply>, bool), Error> {
         let mut replies = Vec::new();
         let mut keep = |message: &Received<'_>| {
-            replies.push(Reply {
-                flags: message.flags,
-                body: message.body.to_vec(),
-            });
+            replies.push(Reply::of(message));
         };
         let steady = self.listen(object, first, last, &mut keep, &mut |_, refusal| {
             Some(refusal)
@@ -368,6 +372,7 @@ fn refusal(message: &Received<'_>) -> Option<Refusal> {
             let end = if capped { HEADER } else { repeated };
             Attributes(request.get(end..)?)
                 .text(ERROR_WORDS)
+                .filter(|words| !words.is_empty())
                 .map(str::to_owned)
         })
         .flatten();
@@ -381,6 +386,14 @@ fn refusal(message: &Received<'_>) -> Option<Refusal> {
         words,
         line,
     })
+}
+
+/// What is refused in a datagram, whoever made it up.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn refusals(datagram: &[u8]) -> Vec<Refusal> {
+    messages(datagram)
+        .filter_map(|message| refusal(&message))
+        .collect()
 }
 
 #[cfg(test)]
@@ -421,6 +434,17 @@ mod tests {
         let answer = error(-16, flags, &request()[..HEADER], words).unwrap();
         assert_eq!(answer.to_string(), "Chain is in use");
         assert_eq!(answer.number, 16);
+    }
+
+    #[test]
+    fn an_error_with_empty_words_is_still_said_in_words() {
+        let mut words = Message::new(0, 0, 0, 0);
+        words.text(ERROR_WORDS, "");
+        let words = &words.finish(0)[HEADER + 4..];
+        let flags = CAPPED | ACK_ATTRIBUTES;
+        let answer = error(-16, flags, &request()[..HEADER], words).unwrap();
+        assert_eq!(answer.words, None);
+        assert!(!answer.to_string().is_empty());
     }
 
     #[test]

@@ -15,6 +15,9 @@
 mod lock;
 mod notify;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use notify::touched_by;
+
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;

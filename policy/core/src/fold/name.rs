@@ -1,6 +1,7 @@
 //! What a profile's chain and sets are called: by what they are for, never by what is in them.
 
 use std::fmt;
+use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
@@ -73,13 +74,13 @@ fn letter(direction: Direction) -> char {
     }
 }
 
-/// Names can hold neither a space nor a line break, and a policy's has a slash, a port's none: no
-/// two profiles have the same text.
+/// No two profiles have the same text: names are [`plain`], and a policy's has a slash, a port's none.
 fn hash(profile: &Profile, detail: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{} {detail}\n", profile.direction));
     for policy in &profile.policies {
-        hasher.update(format!("{policy}\n"));
+        let (namespace, name) = (plain(policy.namespace.as_str()), plain(&policy.name));
+        hasher.update(format!("{namespace}/{name}\n"));
     }
     for (named, numbers) in &profile.ports {
         hasher.update(format!("{named}"));
@@ -89,4 +90,50 @@ fn hash(profile: &Profile, detail: &str) -> String {
         hasher.update("\n");
     }
     hex(&hasher.finalize()[..NAME_HASH_BYTES])
+}
+
+/// A name without what separates names here. The API server takes none that this would change; a
+/// line break or a slash that got past it must not make one profile look like another.
+fn plain(name: &str) -> String {
+    let mut text = String::new();
+    for character in name.chars() {
+        if character.is_ascii_alphanumeric() || matches!(character, '-' | '.') {
+            text.push(character);
+        } else {
+            write!(text, "%{:x};", u32::from(character)).expect("a String takes any text");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::chain;
+    use crate::index::Profile;
+    use crate::model::{Direction, NamespaceName, PolicyKey};
+
+    #[test]
+    fn no_name_makes_two_profiles_share_a_chain() {
+        let of = |policies: &[(&str, &str)]| {
+            let key = |&(namespace, name): &(&str, &str)| PolicyKey {
+                namespace: NamespaceName::new(namespace),
+                name: name.to_owned(),
+            };
+            chain(&Profile {
+                direction: Direction::Ingress,
+                policies: policies.iter().map(key).collect(),
+                ports: BTreeMap::new(),
+            })
+        };
+        let cases: [[&[(&str, &str)]; 2]; 3] = [
+            [&[("n", "a"), ("n", "b")], &[("n", "a\nn/b")]],
+            [&[("n/a", "b")], &[("n", "a/b")]],
+            [&[("n", "a b")], &[("n", "a%20;b")]],
+        ];
+        for [one, other] in cases {
+            assert_ne!(of(one), of(other), "{one:?} and {other:?}");
+        }
+    }
 }

@@ -258,6 +258,16 @@ fn transport(number: u8) -> Option<Protocol> {
         .find(|protocol| protocol.number() == number)
 }
 
+/// A member, written and read.
+#[cfg(feature = "fuzzing")]
+pub(super) fn again(given: &Member, kind: SetKind) -> Option<Member> {
+    let mut message = Command::Add.message(0, 0);
+    write_members(&mut message, &mut [given].into_iter().peekable(), &mut 0);
+    let bytes = message.finish(0);
+    let received = crate::message::messages(&bytes).next()?;
+    member(received.attributes().nested(attribute::DATA)?, kind)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Command, attribute, hash_size, member, misfit, write_members};

@@ -114,6 +114,12 @@ fn touched(message: &Received<'_>) -> Option<Family> {
     }
 }
 
+/// The families that a datagram touches, whoever made it up.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn touched_by(datagram: &[u8]) -> BTreeSet<Family> {
+    messages(datagram).filter_map(|it| touched(&it)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::touched;
