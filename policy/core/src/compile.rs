@@ -26,38 +26,54 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::index::Index;
 use crate::model::Direction;
 use crate::ruleset::{
-    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Interface, Match, Rule, Ruleset,
-    Set, SetKind, VethPrefix, guard_set,
+    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Interface, Match, MemberSet,
+    Rule, Ruleset, Set, SetKind, VethPrefix, guard_set,
 };
 use dispatch::{Leaf, Leaves, Tree};
 
 /// Compiles everything for one family, and ends what [`crate::index::Delta::recompile`] asked for.
 ///
-/// *Cost*: linear in the pods of this node and in the members of their profiles' sets; selectors
-/// new in use are counted over all pods.
+/// *Cost*: linear in the pods of this node and in their profiles' rules and sets, not in members: what
+/// didn't change since the last time is shared with it. What did is paid for by its own size: the
+/// members of new sets, and the pods that selectors new in use may select.
 #[must_use]
 pub fn compile(index: &mut Index, family: Family) -> Ruleset {
-    index.settle();
+    index.settle_and_fold();
+    let mut chains = frame(index, family);
+    index.share(family, &mut chains);
     let index = &*index;
+    chains.extend(index.profile_chains(family).cloned());
+    let mut hooks = BTreeSet::from([hook(BaseChain::Forward, "selvage-forward")]);
+    if index.settings().source_check {
+        hooks.insert(hook(BaseChain::Prerouting, source::ROOT));
+    }
+    let guard = Set {
+        kind: SetKind::Guard,
+        members: MemberSet::default(),
+    };
+    Ruleset {
+        family,
+        hooks,
+        chains,
+        sets: index
+            .sets(family)
+            .chain([(guard_set(family), guard)])
+            .collect(),
+    }
+}
+
+/// The chains that lead to the profiles'.
+fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
     let settings = index.settings();
     let veths = settings.prefix.any();
     let mut chains = BTreeMap::new();
-    let mut hooks = BTreeSet::from([hook(BaseChain::Forward, "selvage-forward")]);
     if settings.source_check {
         source::grow(&veths, family, &mut chains);
-        hooks.insert(hook(BaseChain::Prerouting, source::ROOT));
     }
-    let mut profile_chains = BTreeMap::new();
-    for (profile, folded) in index.profiles() {
-        profile_chains.insert(profile, folded.chain().clone());
-        for (name, chain) in profile::stages(profile.direction, folded, family) {
-            let chain = match settings.deny_log {
-                Some(group) => chain.logging_drops(group, &name),
-                None => chain,
-            };
-            chains.insert(name, chain);
-        }
-    }
+    let profile_chains = index
+        .entries()
+        .map(|(profile, chain)| (profile, chain.clone()))
+        .collect();
     let guards = guard::rules(family, settings.drop_invalid);
     let mut forward = vec![
         Rule {
@@ -97,19 +113,7 @@ pub fn compile(index: &mut Index, family: Family) -> Ruleset {
         name("selvage-forward"),
         Chain::ending_in(Action::Return, forward),
     );
-    let guard = Set {
-        kind: SetKind::Guard,
-        members: BTreeSet::new(),
-    };
-    Ruleset {
-        family,
-        hooks,
-        chains,
-        sets: index
-            .sets(family)
-            .chain([(guard_set(family), guard)])
-            .collect(),
-    }
+    chains
 }
 
 /// The interfaces of a tree, and what is to be asked about each.

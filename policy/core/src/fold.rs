@@ -13,17 +13,23 @@
 //!
 //! A port by name is a single port. In ingress the profile says which: its pods call the same
 //! numbers by the name. In egress each peer pod has its own, and is in the set with it.
+//!
+//! Peers times ports are members, in each profile anew. Where that is too much ([`crate::index`]
+//! has a budget), a profile is laid out [`apart`]: rules that name the port, and sets that all
+//! profiles share.
 
+mod apart;
 mod name;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::index::Profile;
 use crate::model::{AddressSet, Direction, NamedPort, Peer, PeerSelector, Peers, Rule, Traffic};
-use crate::ruleset::{ChainName, Family, Member, PortRange, Protocol};
+use crate::ruleset::{ChainName, Family, Member, PortRange, Protocol, SetName};
 pub(crate) use name::SetId;
 
 /// Protocol and port of a member; `None` in sets without ports.
@@ -44,21 +50,21 @@ pub(crate) enum Kind {
 
 /// What a profile allows.
 ///
-/// *Shape*: one bucket for each kind of traffic.
+/// *Shape*: folded, one bucket for each kind of traffic; laid out apart, one for each peer in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Folded {
     chain: ChainName,
-    buckets: BTreeMap<Kind, Bucket>,
+    buckets: Vec<Bucket>,
 }
 
 impl Folded {
     /// Folds the rules of a profile's policies.
     pub(crate) fn of<'a>(profile: &Profile, rules: impl Iterator<Item = &'a Rule>) -> Self {
-        let mut buckets: BTreeMap<Kind, Bucket> = BTreeMap::new();
-        let mut bucket = |kind: Kind, act: &dyn Fn(&mut Bucket)| {
+        let mut buckets: BTreeMap<Kind, Contents> = BTreeMap::new();
+        let mut bucket = |kind: Kind, act: &dyn Fn(&mut Contents)| {
             act(buckets
                 .entry(kind)
-                .or_insert_with(|| Bucket::new(profile, kind)));
+                .or_insert_with(|| Contents::new(SetId::new(profile, kind))));
         };
         for rule in rules {
             for traffic in &rule.traffic {
@@ -78,12 +84,16 @@ impl Folded {
             }
         }
         // Everything from everybody: nothing is left to ask.
-        if buckets.get(&Kind::Any).is_some_and(Bucket::is_everyone) {
+        if buckets.get(&Kind::Any).is_some_and(Contents::is_everyone) {
             buckets.retain(|kind, _| *kind == Kind::Any);
         }
+        let buckets = buckets.into_iter().map(|(kind, contents)| Bucket {
+            kind,
+            contents: Arc::new(contents),
+        });
         Self {
             chain: name::chain(profile),
-            buckets,
+            buckets: buckets.collect(),
         }
     }
 
@@ -94,7 +104,25 @@ impl Folded {
 
     /// The buckets, in order of traffic.
     pub(crate) fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        self.buckets.values()
+        self.buckets.iter()
+    }
+
+    /// How many members no pod is behind, in both families: those of blocks.
+    pub(crate) fn block_members(&self) -> usize {
+        let mut sets: BTreeMap<SetName, usize> = BTreeMap::new();
+        for bucket in &self.buckets {
+            let Some(contents) = bucket.set() else {
+                continue;
+            };
+            sets.entry(contents.id().name(Family::V4))
+                .or_insert_with(|| {
+                    let families = [Family::V4, Family::V6].into_iter();
+                    families
+                        .map(|family| contents.block_members(family).count())
+                        .sum()
+                });
+        }
+        sets.values().sum()
     }
 }
 
@@ -109,10 +137,28 @@ fn sorted(traffic: Traffic) -> (Kind, Stamp) {
     }
 }
 
-/// Who may send one kind of traffic: the contents of one set.
+/// Who may send one kind of traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bucket {
     kind: Kind,
+    contents: Arc<Contents>,
+}
+
+impl Bucket {
+    /// Which packets.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The set that its peers are in; `None` when its rule needs none.
+    pub(crate) fn set(&self) -> Option<&Arc<Contents>> {
+        (!self.contents.is_everyone()).then_some(&self.contents)
+    }
+}
+
+/// The contents of one set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Contents {
     set: SetId,
     /// By protocol and port; under `None` alone when the set has no ports.
     fills: BTreeMap<Stamp, Fill>,
@@ -128,11 +174,10 @@ struct Fill {
     blocks: AddressSet,
 }
 
-impl Bucket {
-    fn new(profile: &Profile, kind: Kind) -> Self {
+impl Contents {
+    fn new(set: SetId) -> Self {
         Self {
-            kind,
-            set: SetId::new(profile, kind),
+            set,
             fills: BTreeMap::new(),
             named: BTreeMap::new(),
         }
@@ -181,18 +226,13 @@ impl Bucket {
         }
     }
 
-    /// Which packets.
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
+    /// Which set.
+    pub(crate) fn id(&self) -> &SetId {
+        &self.set
     }
 
     fn is_everyone(&self) -> bool {
         self.fills.get(&None).is_some_and(|fill| fill.everyone)
-    }
-
-    /// The set that its peers are in; `None` when its rule needs none.
-    pub(crate) fn set(&self) -> Option<&SetId> {
-        (!self.is_everyone()).then_some(&self.set)
     }
 
     /// The selectors in it, each with what its pods' members carry.

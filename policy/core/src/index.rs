@@ -22,14 +22,14 @@ mod places;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-pub use active::{Isolation, Profile};
+pub use active::{Isolation, MEMBER_BUDGET, MemberUse, Profile};
 pub use event::{Delta, Event, MemberChange, Resource, Settings};
 pub use local::{LocalPod, Unenforced};
 
 use crate::model::{Direction, Labels, NamespaceName, Pod, PodKey, Policy, PolicyKey};
-use crate::ruleset::Interface;
-use active::Active;
+use crate::ruleset::{Chain, ChainName, Family, Interface};
 pub(crate) use active::Feeds;
+use active::{Active, Stale, World};
 pub(crate) use members::Members;
 use members::Touched;
 pub(crate) use places::Veths;
@@ -44,9 +44,13 @@ pub struct Index {
     policies: BTreeMap<PolicyKey, Policy>,
     places: Places,
     unseen: Unseen,
-    /// What the local pods need. Stale while `dirty`, except for members, which always are right.
+    /// What the local pods need, but for what is `stale`. Members always are right.
     active: Active,
+    stale: Stale,
+    /// Whether something was told that changes chains or whole sets.
     dirty: bool,
+    /// Chains that were compiled last: what is the same is shared with what is compiled next.
+    frames: BTreeMap<Family, BTreeMap<ChainName, Chain>>,
 }
 
 /// What a relist in progress has not confirmed yet; `None` when there is no relist.
@@ -71,20 +75,37 @@ impl Index {
     pub fn new(settings: Settings) -> Self {
         Self {
             places: Places::new(settings.node.clone(), settings.prefix.clone()),
+            active: Active::new(&settings),
             settings,
             pods: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             policies: BTreeMap::new(),
             unseen: Unseen::default(),
-            active: Active::default(),
+            stale: Stale::default(),
             dirty: true,
+            frames: BTreeMap::new(),
         }
+    }
+
+    /// With room for so many members of sets, instead of [`MEMBER_BUDGET`]. Profiles that would go
+    /// beyond are laid out with more rules and fewer members: the heaviest first, and until three
+    /// quarters are enough.
+    #[must_use]
+    pub fn with_member_budget(mut self, members: usize) -> Self {
+        self.active.set_budget(members);
+        self
+    }
+
+    /// How much of the member budget is in use.
+    #[must_use]
+    pub fn member_use(&self) -> MemberUse {
+        self.active.member_use()
     }
 
     /// Takes in one event and says what follows from it.
     ///
-    /// *Cost*: a pod, linear in the selectors in use; a namespace, that times its pods; a policy,
-    /// linear in the pods of this node. What [`Delta::recompile`] asks for is paid for in
+    /// *Cost*: a pod, linear in the selectors in use that insist on a label or namespace of its own;
+    /// a namespace, that times its pods; a policy, linear in its namespace's pods of this node. What [`Delta::recompile`] asks for is paid for in
     /// [`crate::compile::compile`], once however many events asked.
     pub fn apply(&mut self, event: Event) -> Delta {
         let mut effects = Effects::default();
@@ -162,11 +183,38 @@ impl Index {
     /// Brings what the local pods need up to date with the stores.
     pub(crate) fn settle(&mut self) {
         if self.dirty {
-            let previous = std::mem::take(&mut self.active);
-            self.active =
-                previous.rebuilt(&self.places, &self.pods, &self.namespaces, &self.policies);
-            self.dirty = false;
+            self.settle_now();
         }
+    }
+
+    /// The same, and takes the occasion to fold again what was laid out apart.
+    pub(crate) fn settle_and_fold(&mut self) {
+        if self.dirty || self.active.is_any_apart() {
+            self.settle_now();
+        }
+    }
+
+    fn settle_now(&mut self) {
+        let world = World {
+            places: &self.places,
+            pods: &self.pods,
+            namespaces: &self.namespaces,
+            policies: &self.policies,
+        };
+        self.active.settle(&std::mem::take(&mut self.stale), &world);
+        self.dirty = false;
+    }
+
+    /// Keeps chains to share with what is compiled next; gives back those that are kept, for each
+    /// that is equal.
+    pub(crate) fn share(&mut self, family: Family, chains: &mut BTreeMap<ChainName, Chain>) {
+        let kept = self.frames.entry(family).or_default();
+        for (name, chain) in chains.iter_mut() {
+            if let Some(same) = kept.get(name).filter(|kept| *kept == chain) {
+                *chain = same.clone();
+            }
+        }
+        kept.clone_from(chains);
     }
 
     fn put_pod(&mut self, pod: Pod, effects: &mut Effects) {
@@ -184,6 +232,7 @@ impl Index {
         });
         if was_local != is_local || (is_local && (rewired || (changed && self.reprofiled(&pod)))) {
             self.dirty = true;
+            self.stale.pods.insert(pod.key.clone());
         }
         let labels = self.namespaces.get(&pod.key.namespace);
         let before = previous.map(|pod| self.places.place(pod));
@@ -205,7 +254,10 @@ impl Index {
         let Some(pod) = self.pods.remove(key) else {
             return;
         };
-        self.dirty |= self.places.is_local(&pod);
+        if self.places.is_local(&pod) {
+            self.dirty = true;
+            self.stale.pods.insert(key.clone());
+        }
         let labels = self.namespaces.get(&key.namespace);
         let before = self.places.place(&pod);
         self.active
@@ -283,15 +335,24 @@ impl Index {
         if previous == policy {
             return;
         }
-        let local = self.places.local_in(&key.namespace);
-        let concerned = local.filter_map(|key| self.pods.get(key)).any(|pod| {
-            let selects = |policy: &Option<Policy>| {
-                policy
-                    .as_ref()
-                    .is_some_and(|policy| policy.subject.matches(&pod.labels))
+        let selects = |policy: &Option<Policy>, pod: &Pod| {
+            let subject = policy.as_ref().map(|policy| &policy.subject);
+            subject.is_some_and(|subject| subject.matches(&pod.labels))
+        };
+        let mut concerned = false;
+        for pod in self.places.local_in(&key.namespace) {
+            let Some(pod) = self.pods.get(pod) else {
+                continue;
             };
-            selects(&previous) || selects(&policy)
-        });
+            if selects(&previous, pod) || selects(&policy, pod) {
+                self.stale.pods.insert(pod.key.clone());
+                concerned = true;
+            }
+        }
+        // Also where its pods went or were relabelled since: others may come to the same profile.
+        if concerned || self.active.uses(key) {
+            self.stale.policies.insert(key.clone());
+        }
         self.dirty |= concerned;
     }
 
@@ -333,20 +394,14 @@ impl Index {
         }
     }
 
-    fn delta(&self, effects: Effects) -> Delta {
-        let mut delta = Delta {
+    fn delta(&mut self, effects: Effects) -> Delta {
+        let members = self.active.follow(&effects.touched);
+        self.dirty |= self.active.is_over_budget();
+        Delta {
             recompile: self.dirty,
-            members: BTreeMap::new(),
+            members: if self.dirty { BTreeMap::new() } else { members },
             left: effects.left,
-        };
-        if !self.dirty {
-            self.active.member_changes(
-                &effects.touched,
-                &self.settings.families,
-                &mut delta.members,
-            );
         }
-        delta
     }
 }
 

@@ -35,5 +35,6 @@ pub mod observe;
 pub mod plan;
 pub mod render;
 pub mod ruleset;
+pub mod shared;
 pub mod verdict;
 mod walk;

@@ -4,9 +4,9 @@
 //! ([`crate::ruleset::name::PREFIX`]) and is a well-formed name of ours, of one family, and leaves
 //! out everything else: what is not in an [`Observed`] is never touched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use crate::ruleset::{BaseChain, ChainName, Hook, Marker, Member, SetKind, SetName};
+use crate::ruleset::{BaseChain, ChainName, Hook, Marker, MemberSet, SetKind, SetName};
 
 /// What the kernel holds of ours, for one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub enum SetState {
         /// Its type.
         kind: SetKind,
         /// Everything in it.
-        members: BTreeSet<Member>,
+        members: MemberSet,
     },
     /// A set that bears a name of ours and is of a type that we never make.
     Foreign,

@@ -82,7 +82,7 @@ impl Plan {
 /// go: there it would be no hook. (In PREROUTING stands only the source check, and Felix keeps an
 /// accept in front of everybody there.)
 ///
-/// *Cost*: linear in chains and in members of both.
+/// *Cost*: linear in chains and sets, and in those members of both that they don't share.
 #[must_use]
 pub fn plan(want: &Ruleset, have: &Observed) -> Plan {
     let mut plan = Plan {
@@ -135,13 +135,13 @@ fn plan_sets(want: &Ruleset, have: &Observed, plan: &mut Plan) {
             Some(SetState::Known { kind, .. })
                 if *kind == set.kind && set.kind == SetKind::Guard => {}
             Some(SetState::Known { kind, members }) if *kind == set.kind => {
-                let add: BTreeSet<Member> = set.members.difference(members).copied().collect();
-                let remove: BTreeSet<Member> = members.difference(&set.members).copied().collect();
+                let (add, remove) = set.members.difference(members);
                 if !add.is_empty() {
-                    plan.add.insert(name.clone(), add);
+                    plan.add.insert(name.clone(), add.into_iter().collect());
                 }
                 if !remove.is_empty() {
-                    plan.remove.insert(name.clone(), remove);
+                    plan.remove
+                        .insert(name.clone(), remove.into_iter().collect());
                 }
             }
             Some(SetState::Known { .. } | SetState::Foreign) => {

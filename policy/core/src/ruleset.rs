@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::shared::Shared;
 pub use interface::{BadPrefix, Interface, VethPrefix};
 pub use marker::Marker;
 pub use name::{ChainName, SetName};
@@ -157,6 +158,9 @@ impl fmt::Display for Member {
     }
 }
 
+/// Members of one set, shared with whoever else holds them.
+pub type MemberSet = Shared<Member>;
+
 /// The set of flows that were cut and may not be begun again from the other side, in a family:
 /// see [`SetKind::Guard`].
 #[must_use]
@@ -177,7 +181,7 @@ pub struct Set {
     /// Its type.
     pub kind: SetKind,
     /// What is in it.
-    pub members: BTreeSet<Member>,
+    pub members: MemberSet,
 }
 
 /// A chain of the kernel's own that we hook into, in table `mangle`.

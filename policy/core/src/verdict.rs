@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::compile::profile;
 use crate::fold::Stamp;
-use crate::index::{Feeds, Index, Members};
+use crate::index::{Feeds, Index, Members, Profile};
 use crate::model::{Direction, PodKey};
 use crate::ruleset::{Chain, ChainName, Family, Protocol, SetName};
 use crate::walk::{Ground, Packet, Walked, walk};
@@ -98,15 +97,12 @@ impl Index {
     pub fn judge(&mut self) -> Judge {
         self.settle();
         let families = &self.settings().families;
-        let mut chains: BTreeMap<Family, BTreeMap<ChainName, Chain>> = BTreeMap::new();
-        let mut names = BTreeMap::new();
-        for (profile, folded) in self.profiles() {
-            names.insert(profile, folded.chain());
-            for family in families {
-                let stages = profile::stages(profile.direction, folded, *family);
-                chains.entry(*family).or_default().extend(stages);
-            }
-        }
+        let chains = families.iter().map(|family| {
+            let chains = self.profile_chains(*family).cloned();
+            (*family, chains.collect())
+        });
+        let chains: BTreeMap<Family, BTreeMap<ChainName, Chain>> = chains.collect();
+        let names: BTreeMap<&Profile, &ChainName> = self.entries().collect();
         let end = |pod: &PodKey| {
             let isolation = self.isolation().get(pod)?;
             let chain = |direction| {

@@ -14,8 +14,8 @@ use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::{Plan, plan};
 use selvage_policy_core::render::render;
 use selvage_policy_core::ruleset::{
-    Action, BaseChain, Chain, ChainName, Family, Hook, Match, Member, Protocol, Ruleset, Set,
-    SetKind, SetName, VethPrefix, guard_set,
+    Action, BaseChain, Chain, ChainName, Family, Hook, Match, Member, MemberSet, Protocol, Ruleset,
+    Set, SetKind, SetName, VethPrefix, guard_set,
 };
 use serde_json::{Value, json};
 
@@ -387,7 +387,7 @@ fn a_set_of_a_strange_type_makes_way_before_ours_is_created() {
     let name = want.sets.keys().next().unwrap().clone();
     let other = SetState::Known {
         kind: SetKind::NetPort,
-        members: BTreeSet::new(),
+        members: MemberSet::new(),
     };
     for strange in [SetState::Foreign, other] {
         have.sets.insert(name.clone(), strange);
@@ -415,7 +415,7 @@ fn what_a_guard_holds_is_nobodys_business_and_a_missing_one_is_made() {
         name.clone(),
         Set {
             kind: SetKind::Net,
-            members: BTreeSet::new(),
+            members: MemberSet::new(),
         },
     );
     assert_eq!(plan(&want, &kernel.observed()).clear, [name].into());

@@ -125,6 +125,7 @@ impl Built {
         decision: Decision,
     ) {
         let set = SetName::new(&format!("selvage-s-{}", self.sets.len())).unwrap();
+        let members = members.into_iter().collect();
         self.sets.insert(set.clone(), Set { kind, members });
         let mut matches = Vec::new();
         if let Traffic::Protocol(protocol) = traffic {

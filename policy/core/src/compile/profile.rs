@@ -33,8 +33,8 @@ fn matches(bucket: &Bucket, peer: Side, family: Family) -> Vec<Match> {
         Kind::Range(protocol, ports) => Some(Match::Ports(protocol, ports)),
     };
     let set = bucket.set().map(|set| Match::Set {
-        set: set.name(family),
-        kind: set.kind(),
+        set: set.id().name(family),
+        kind: set.id().kind(),
         peer,
     });
     traffic.into_iter().chain(set).collect()

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Kind;
 use crate::index::Profile;
-use crate::model::Direction;
+use crate::model::{AddressSet, Direction, NamedPort, PeerSelector};
 use crate::ruleset::marker::hex;
 use crate::ruleset::{ChainName, Family, SetKind, SetName};
 
@@ -18,6 +18,7 @@ const NAME_HASH_BYTES: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SetId {
     kind: SetKind,
+    /// The profile's; `s` for a set that profiles share.
     direction: char,
     purpose: char,
     hash: String,
@@ -36,6 +37,39 @@ impl SetId {
             direction: letter(profile.direction),
             purpose,
             hash: hash(profile, &detail),
+        }
+    }
+
+    /// The set of all that a selector selects, whoever needs it; with numbers that they call by a
+    /// name, if it is about such a port.
+    pub(super) fn of_selector(selector: &PeerSelector, named: Option<&NamedPort>) -> Self {
+        // Text in it is quoted there, so that two selectors never have the same.
+        let text = format!("{selector:?}");
+        match named {
+            None => Self::shared(SetKind::Net, 's', &text),
+            Some(named) => Self::shared(SetKind::NetPort, 'q', &format!("{named} {text}")),
+        }
+    }
+
+    /// The set of these addresses, whoever needs it.
+    pub(super) fn of_blocks(blocks: &AddressSet) -> Self {
+        let mut text = String::new();
+        for family in [Family::V4, Family::V6] {
+            for net in blocks.nets(family) {
+                text.push_str(&format!("{net}\n"));
+            }
+        }
+        Self::shared(SetKind::Net, 'b', &text)
+    }
+
+    fn shared(kind: SetKind, purpose: char, text: &str) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update(text);
+        Self {
+            kind,
+            direction: 's',
+            purpose,
+            hash: hex(&hasher.finalize()[..NAME_HASH_BYTES]),
         }
     }
 

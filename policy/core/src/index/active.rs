@@ -1,20 +1,34 @@
 //! What the pods of this node need: their profiles, what these allow, and the sources in it.
+//!
+//! ```text
+//! pod ──► profile ──► sources (selectors)   whose pods are counted once, whoever needs them
+//!            └──────► feeds   (sets)        which sources are in it, and the members that makes
+//! ```
+//!
+//! All are counted by use, so what nothing touched stays: a change costs what it touches.
 
+mod budget;
 mod feed;
+mod fill;
+mod layout;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use super::candidates::Candidates;
-use super::event::MemberChange;
-use super::members::{Members, Source, Touched};
-use super::places::{Placed, Places};
-use super::policies_on;
-use crate::fold::{Folded, Stamp};
+use super::members::Members;
+use super::places::Places;
+use super::{Settings, policies_on};
+use crate::fold::Folded;
 use crate::model::{Direction, Labels, NamedPort, NamespaceName, Pod, PodKey, Policy, PolicyKey};
-use crate::ruleset::{Family, Member, SetName};
-pub(crate) use feed::{Feed, Feeds};
+use crate::ruleset::{Chain, ChainName, Family};
+pub use budget::{MEMBER_BUDGET, MemberUse};
+pub(crate) use feed::Feeds;
+use fill::Filled;
+use layout::InUse;
+use source::Sources;
+pub(super) use source::State;
 
 /// The policies that isolate some pods in a direction. Pods with the same profile share a chain
 /// and its sets.
@@ -78,48 +92,71 @@ impl Isolation {
     }
 }
 
-/// The part of the cluster that this node's rules are made of.
+/// What the API server and the kernel told us.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct World<'a> {
+    pub(super) places: &'a Places,
+    pub(super) pods: &'a BTreeMap<PodKey, Pod>,
+    pub(super) namespaces: &'a BTreeMap<NamespaceName, Labels>,
+    pub(super) policies: &'a BTreeMap<PolicyKey, Policy>,
+}
+
+/// What is to be looked at again.
 #[derive(Debug, Default)]
-pub(super) struct Active {
-    pods: BTreeMap<PodKey, Isolation>,
-    profiles: BTreeMap<Profile, Folded>,
-    sources: Vec<Counted>,
-    by_source: BTreeMap<Source, usize>,
-    candidates: Candidates,
-    feeds: Arc<Feeds>,
+pub(super) struct Stale {
+    /// Pods of this node, or that were.
+    pub(super) pods: BTreeSet<PodKey>,
+    /// Policies that say something else now.
+    pub(super) policies: BTreeSet<PolicyKey>,
 }
 
-/// A source in use.
+/// The part of the cluster that this node's rules are made of.
 #[derive(Debug)]
-struct Counted {
-    source: Source,
-    /// Shared with judges that look at it as it was: copied on the first change then.
-    members: Arc<Members>,
-    /// The feeds that it is part of, and what its members carry there.
-    feeds: Vec<(usize, Stamp)>,
-}
-
-impl Counted {
-    /// The member that an element is in one of the feeds.
-    fn member(&self, (address, own): super::members::Element, stamp: Stamp) -> Member {
-        Member {
-            net: address.into(),
-            port: if self.source.port.is_some() {
-                own
-            } else {
-                stamp
-            },
-        }
-    }
+pub(super) struct Active {
+    families: BTreeSet<Family>,
+    deny_log: Option<u16>,
+    budget: usize,
+    pods: BTreeMap<PodKey, Isolation>,
+    profiles: BTreeMap<Profile, InUse>,
+    sources: Sources,
+    feeds: Arc<Feeds>,
+    /// What is in the feeds' sets, by their numbers.
+    filled: Vec<Filled>,
+    /// Members of all sets.
+    held: usize,
 }
 
 impl Active {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            families: settings.families.clone(),
+            deny_log: settings.deny_log,
+            budget: MEMBER_BUDGET,
+            pods: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            sources: Sources::default(),
+            feeds: Arc::default(),
+            filled: Vec::new(),
+            held: 0,
+        }
+    }
+
     pub(super) fn pods(&self) -> &BTreeMap<PodKey, Isolation> {
         &self.pods
     }
 
-    pub(super) fn profiles(&self) -> impl Iterator<Item = (&Profile, &Folded)> {
-        self.profiles.iter()
+    /// The chain that each profile's pods go to.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Profile, &ChainName)> {
+        self.profiles
+            .iter()
+            .map(|(profile, in_use)| (profile, in_use.entry()))
+    }
+
+    /// The chains of all profiles.
+    pub(super) fn chains(&self, family: Family) -> impl Iterator<Item = &(ChainName, Chain)> {
+        self.profiles
+            .values()
+            .flat_map(move |in_use| in_use.chains(family))
     }
 
     pub(super) fn feeds(&self) -> &Arc<Feeds> {
@@ -127,208 +164,114 @@ impl Active {
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = &Arc<Members>> {
-        self.sources.iter().map(|counted| &counted.members)
+        self.sources.members()
     }
 
-    /// The members of a set, as they should be.
-    pub(super) fn set_members(&self, feed: &Feed, family: Family) -> BTreeSet<Member> {
-        let pods = feed.parts().flat_map(|(stamp, source)| {
-            let counted = &self.sources[source];
-            let elements = counted.members.elements();
-            elements.map(move |element| counted.member(element, stamp))
+    /// Whether a policy is part of what was settled last.
+    pub(super) fn uses(&self, policy: &PolicyKey) -> bool {
+        let mut profiles = self.profiles.keys();
+        profiles.any(|profile| profile.policies.contains(policy))
+    }
+
+    /// Brings profiles, sources and sets up to date with the stores.
+    ///
+    /// *Cost*: linear in what is stale, in the members of the sets it is about, and in the number of
+    /// profiles; selectors new in use are counted over the pods of their namespaces.
+    pub(super) fn settle(&mut self, stale: &Stale, world: &World<'_>) {
+        let mut new = Vec::new();
+        let mut changed = self.profile_pods(stale, world, &mut new);
+        // Numbers and sets that nobody needs are given back last: what is needed again keeps them.
+        let mut unused = Vec::new();
+        let mut dropped = Vec::new();
+        self.profiles.retain(|profile, in_use| {
+            let used = in_use.users > 0;
+            if !used {
+                unused.append(&mut in_use.sources);
+                dropped.append(&mut in_use.feeds);
+                changed.remove(profile);
+            }
+            used
         });
-        feed.bucket()
-            .block_members(family)
-            .chain(pods.filter(|member| Family::of(&member.net) == family))
-            .collect()
+        for (profile, in_use) in &mut self.profiles {
+            let said_anew = profile
+                .policies
+                .iter()
+                .any(|key| stale.policies.contains(key));
+            if !said_anew || changed.contains(profile) {
+                continue;
+            }
+            let folded = world.fold(profile);
+            if folded != in_use.folded {
+                let sources = InUse::acquire(&folded, &mut self.sources, &mut new);
+                unused.append(&mut std::mem::replace(&mut in_use.sources, sources));
+                in_use.set_folded(folded);
+                changed.insert(profile.clone());
+            }
+        }
+        self.sources.count(&new, world);
+        changed.extend(self.balance());
+        let refill = self.lay_out(&changed, &mut dropped);
+        self.fill(&refill);
+        for feed in dropped {
+            self.drop_feed(feed);
+        }
+        for source in unused {
+            self.sources.release(source);
+        }
     }
 
-    /// The same, made anew from the stores. Members of sources that stay in use are kept.
-    pub(super) fn rebuilt(
-        mut self,
-        places: &Places,
-        pods: &BTreeMap<PodKey, Pod>,
-        namespaces: &BTreeMap<NamespaceName, Labels>,
-        policies: &BTreeMap<PolicyKey, Policy>,
-    ) -> Self {
-        let mut fresh = Self::default();
-        for pod in places.local().keys().filter_map(|key| pods.get(key)) {
-            let isolation = Isolation::of(pod, policies);
+    /// Sorts stale pods into profiles, and says which of these are new.
+    fn profile_pods(
+        &mut self,
+        stale: &Stale,
+        world: &World<'_>,
+        new: &mut Vec<usize>,
+    ) -> BTreeSet<Profile> {
+        let mut made = BTreeSet::new();
+        for key in &stale.pods {
+            let pod = world.pods.get(key);
+            let isolation = pod
+                .filter(|pod| world.places.is_local(pod))
+                .map(|pod| Isolation::of(pod, world.policies));
+            let before = match &isolation {
+                Some(isolation) => self.pods.insert(key.clone(), isolation.clone()),
+                None => self.pods.remove(key),
+            };
             for direction in Direction::BOTH {
-                if let Some(profile) = isolation.profile(direction)
-                    && !fresh.profiles.contains_key(profile)
+                let profile = |isolation: &Option<Isolation>| {
+                    isolation
+                        .as_ref()
+                        .and_then(|it| it.profile(direction).cloned())
+                };
+                if let Some(profile) = profile(&isolation) {
+                    if let Some(in_use) = self.profiles.get_mut(&profile) {
+                        in_use.users += 1;
+                    } else {
+                        let folded = world.fold(&profile);
+                        let sources = InUse::acquire(&folded, &mut self.sources, new);
+                        let in_use = InUse::new(folded, sources);
+                        self.profiles.insert(profile.clone(), in_use);
+                        made.insert(profile);
+                    }
+                }
+                if let Some(profile) = profile(&before)
+                    && let Some(in_use) = self.profiles.get_mut(&profile)
                 {
-                    let rules = profile
-                        .policies
-                        .iter()
-                        .filter_map(|key| policies.get(key)?.rules(direction))
-                        .flatten();
-                    fresh
-                        .profiles
-                        .insert(profile.clone(), Folded::of(profile, rules));
+                    in_use.users -= 1;
                 }
             }
-            fresh.pods.insert(pod.key.clone(), isolation);
         }
-        let profiles = std::mem::take(&mut fresh.profiles);
-        let mut new = Candidates::default();
-        let mut feeds = Feeds::default();
-        for bucket in profiles.values().flat_map(Folded::buckets) {
-            let Some(mut feed) = Feed::of(bucket) else {
-                continue;
-            };
-            let number = feeds.len();
-            for (stamp, selector) in bucket.selectors() {
-                let source = Source {
-                    selector: selector.clone(),
-                    port: None,
-                };
-                let source = fresh.select(source, &mut self, &mut new);
-                fresh.sources[source].feeds.push((number, stamp));
-                feed.add(stamp, source);
-            }
-            for (named, selector) in bucket.named() {
-                let source = Source {
-                    selector: selector.clone(),
-                    port: Some(named.clone()),
-                };
-                let source = fresh.select(source, &mut self, &mut new);
-                fresh.sources[source].feeds.push((number, None));
-                feed.add_named(source);
-            }
-            feeds.push(feed);
-        }
-        fresh.profiles = profiles;
-        fresh.feeds = Arc::new(feeds);
-        fresh.count(&new, places, pods, namespaces);
-        fresh
+        made
     }
+}
 
-    /// The number of a source. One that was in use keeps its members; else it is put among the
-    /// `new`, to be counted.
-    fn select(&mut self, source: Source, previous: &mut Self, new: &mut Candidates) -> usize {
-        if let Some(number) = self.by_source.get(&source) {
-            return *number;
-        }
-        let number = self.sources.len();
-        let members = match previous.by_source.get(&source) {
-            Some(index) => std::mem::take(&mut previous.sources[*index].members),
-            None => {
-                new.insert(number, &source.selector);
-                Arc::default()
-            }
-        };
-        self.candidates.insert(number, &source.selector);
-        self.by_source.insert(source.clone(), number);
-        self.sources.push(Counted {
-            source,
-            members,
-            feeds: Vec::new(),
+impl World<'_> {
+    /// What the policies of a profile allow together.
+    fn fold(&self, profile: &Profile) -> Folded {
+        let rules = profile.policies.iter().filter_map(|key| {
+            let policy = self.policies.get(key)?;
+            policy.rules(profile.direction)
         });
-        number
-    }
-
-    /// Counts the members of new sources: all pods, once.
-    fn count(
-        &mut self,
-        new: &Candidates,
-        places: &Places,
-        pods: &BTreeMap<PodKey, Pod>,
-        namespaces: &BTreeMap<NamespaceName, Labels>,
-    ) {
-        if new.is_empty() {
-            return;
-        }
-        let mut numbers = BTreeSet::new();
-        for pod in pods.values() {
-            numbers.clear();
-            new.collect(pod, &mut numbers);
-            if numbers.is_empty() {
-                continue;
-            }
-            let placed = places.place(pod);
-            for number in &numbers {
-                let counted = &mut self.sources[*number];
-                let namespace = namespaces.get(&pod.key.namespace);
-                let members = Arc::make_mut(&mut counted.members);
-                for element in counted.source.elements(&placed, namespace) {
-                    members.add(element);
-                }
-            }
-        }
-    }
-
-    /// Moves a pod from one state to another in every source: other labels, other addresses,
-    /// other ports, or a namespace with other labels.
-    pub(super) fn move_pod(
-        &mut self,
-        before: Option<(&Placed<'_>, Option<&Labels>)>,
-        after: Option<(&Placed<'_>, Option<&Labels>)>,
-        touched: &mut Touched,
-    ) {
-        let mut numbers = BTreeSet::new();
-        for (placed, _) in before.into_iter().chain(after) {
-            self.candidates.collect(placed.pod, &mut numbers);
-        }
-        for index in numbers {
-            let counted = &mut self.sources[index];
-            let of = |state: Option<(&Placed<'_>, Option<&Labels>)>| -> BTreeSet<_> {
-                state
-                    .map(|(placed, namespace)| counted.source.elements(placed, namespace))
-                    .unwrap_or_default()
-                    .into_iter()
-                    .collect()
-            };
-            let (old, new) = (of(before), of(after));
-            if old == new {
-                continue;
-            }
-            let members = Arc::make_mut(&mut counted.members);
-            for element in old.symmetric_difference(&new) {
-                touched.note(index, *element, members.contains(*element));
-                if new.contains(element) {
-                    members.add(*element);
-                } else {
-                    members.remove(*element);
-                }
-            }
-        }
-    }
-
-    /// What an event did to the sets: a member goes in with the first part of a set that has it,
-    /// and out with the last.
-    pub(super) fn member_changes(
-        &self,
-        touched: &Touched,
-        families: &BTreeSet<Family>,
-        changes: &mut BTreeMap<SetName, MemberChange>,
-    ) {
-        let now = |source: usize, element| self.sources[source].members.contains(element);
-        let then = |source: usize, element| {
-            touched
-                .before(source, element)
-                .unwrap_or_else(|| now(source, element))
-        };
-        for (index, element, before) in touched.iter() {
-            let counted = &self.sources[index];
-            let family = Family::of_address(element.0);
-            if before == counted.members.contains(element) || !families.contains(&family) {
-                continue;
-            }
-            for (feed, stamp) in &counted.feeds {
-                let feed = self.feeds.get(*feed);
-                let member = counted.member(element, *stamp);
-                let (was, is) = (feed.holds(&member, then), feed.holds(&member, now));
-                if was == is {
-                    continue;
-                }
-                let change = changes.entry(feed.name(family).clone()).or_default();
-                if is {
-                    change.add.insert(member);
-                } else {
-                    change.remove.insert(member);
-                }
-            }
-        }
+        Folded::of(profile, rules.flatten())
     }
 }

@@ -1,54 +1,59 @@
 //! Which selectors a pod can come under at all, by what they insist on: so that a pod is held
 //! against a few of them and not against all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use crate::model::{NamespaceName, Namespaces, PeerSelector, Pod};
+use crate::model::{Labels, NamespaceName, Namespaces, PeerSelector, Pod, Selector};
 
 /// Selectors by number, arranged by one thing that each insists on.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     by_namespace: BTreeMap<NamespaceName, Vec<usize>>,
-    by_label: BTreeMap<String, BTreeMap<String, Vec<usize>>>,
+    by_label: ByLabel,
+    by_namespace_label: ByLabel,
     others: Vec<usize>,
 }
 
-impl Candidates {
-    /// Adds a selector under its number.
-    pub(super) fn insert(&mut self, number: usize, selector: &PeerSelector) {
-        let namespace = match &selector.namespaces {
-            Namespaces::Named(name) => Some(name),
-            Namespaces::Matching(_) => None,
+/// By key and value of a label.
+#[derive(Debug, Default)]
+struct ByLabel(BTreeMap<String, BTreeMap<String, Vec<usize>>>);
+
+impl ByLabel {
+    /// Whether the selector insists on a label, and is here then.
+    fn insert(&mut self, number: usize, selector: &Selector) -> bool {
+        let Some((key, values)) = selector.wanted_label() else {
+            return false;
         };
-        if let Some(name) = namespace {
-            let numbers = self.by_namespace.entry(name.clone()).or_default();
-            numbers.push(number);
-        } else if let Some((key, values)) = selector.pods.wanted_label() {
-            let by_value = self.by_label.entry(key.to_owned()).or_default();
-            for value in values {
-                by_value.entry(value.clone()).or_default().push(number);
-            }
-        } else {
-            self.others.push(number);
+        let by_value = self.0.entry(key.to_owned()).or_default();
+        for value in values {
+            by_value.entry(value.clone()).or_default().push(number);
         }
+        true
     }
 
-    /// Whether there is none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_namespace.is_empty() && self.by_label.is_empty() && self.others.is_empty()
+    fn remove(&mut self, number: usize, selector: &Selector) -> bool {
+        let Some((key, values)) = selector.wanted_label() else {
+            return false;
+        };
+        if let Some(by_value) = self.0.get_mut(key) {
+            for value in values {
+                if let Some(numbers) = by_value.get_mut(value) {
+                    numbers.retain(|other| *other != number);
+                    if numbers.is_empty() {
+                        by_value.remove(value);
+                    }
+                }
+            }
+            if by_value.is_empty() {
+                self.0.remove(key);
+            }
+        }
+        true
     }
 
-    /// Adds to `numbers` the selectors that may select a pod; the rest does not.
-    pub(super) fn collect(&self, pod: &Pod, numbers: &mut BTreeSet<usize>) {
-        numbers.extend(&self.others);
-        numbers.extend(
-            self.by_namespace
-                .get(&pod.key.namespace)
-                .into_iter()
-                .flatten(),
-        );
-        for (key, by_value) in &self.by_label {
-            let value = pod.labels.get(key);
+    fn collect(&self, labels: &Labels, numbers: &mut Vec<usize>) {
+        for (key, by_value) in &self.0 {
+            let value = labels.get(key);
             numbers.extend(
                 value
                     .and_then(|value| by_value.get(value))
@@ -56,5 +61,58 @@ impl Candidates {
                     .flatten(),
             );
         }
+    }
+}
+
+impl Candidates {
+    /// Adds a selector under its number.
+    pub(super) fn insert(&mut self, number: usize, selector: &PeerSelector) {
+        match &selector.namespaces {
+            Namespaces::Named(name) => {
+                let numbers = self.by_namespace.entry(name.clone()).or_default();
+                numbers.push(number);
+            }
+            Namespaces::Matching(namespaces) => {
+                if !self.by_label.insert(number, &selector.pods)
+                    && !self.by_namespace_label.insert(number, namespaces)
+                {
+                    self.others.push(number);
+                }
+            }
+        }
+    }
+
+    /// Takes a selector out that was added so.
+    pub(super) fn remove(&mut self, number: usize, selector: &PeerSelector) {
+        match &selector.namespaces {
+            Namespaces::Named(name) => {
+                if let Some(numbers) = self.by_namespace.get_mut(name) {
+                    numbers.retain(|other| *other != number);
+                    if numbers.is_empty() {
+                        self.by_namespace.remove(name);
+                    }
+                }
+            }
+            Namespaces::Matching(namespaces) => {
+                if !self.by_label.remove(number, &selector.pods)
+                    && !self.by_namespace_label.remove(number, namespaces)
+                {
+                    self.others.retain(|other| *other != number);
+                }
+            }
+        }
+    }
+
+    /// Adds to `numbers` the selectors that may select a pod of a namespace with such labels, each
+    /// once; the rest does not. Without labels the namespace isn't known.
+    pub(super) fn collect(&self, pod: &Pod, namespace: Option<&Labels>, numbers: &mut Vec<usize>) {
+        let named = self.by_namespace.get(&pod.key.namespace);
+        numbers.extend(named.into_iter().flatten());
+        let Some(namespace) = namespace else {
+            return;
+        };
+        numbers.extend(&self.others);
+        self.by_label.collect(&pod.labels, numbers);
+        self.by_namespace_label.collect(namespace, numbers);
     }
 }

@@ -7,9 +7,8 @@ use std::sync::Arc;
 
 use super::active::Feeds;
 use super::{Index, Isolation, Members, Profile, Veths};
-use crate::fold::Folded;
 use crate::model::{Pod, PodKey};
-use crate::ruleset::{Family, Interface, Set, SetName};
+use crate::ruleset::{Chain, ChainName, Family, Interface, Set, SetName};
 
 /// A pod that this node enforces for.
 #[derive(Debug, Clone)]
@@ -94,9 +93,17 @@ impl Index {
         .collect()
     }
 
-    /// The profiles in use and what they allow. Settled by the caller.
-    pub(crate) fn profiles(&self) -> impl Iterator<Item = (&Profile, &Folded)> {
-        self.active.profiles()
+    /// The chain that each profile's pods go to. Settled by the caller.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&Profile, &ChainName)> {
+        self.active.entries()
+    }
+
+    /// The chains of all profiles. Settled by the caller.
+    pub(crate) fn profile_chains(
+        &self,
+        family: Family,
+    ) -> impl Iterator<Item = &(ChainName, Chain)> {
+        self.active.chains(family)
     }
 
     /// Isolation by pod. Settled by the caller.
@@ -126,12 +133,6 @@ impl Index {
 
     /// The profiles' sets, whole; one without members is there too. Settled by the caller.
     pub(crate) fn sets(&self, family: Family) -> impl Iterator<Item = (SetName, Set)> {
-        self.active.feeds().iter().map(move |feed| {
-            let set = Set {
-                kind: feed.id().kind(),
-                members: self.active.set_members(feed, family),
-            };
-            (feed.name(family).clone(), set)
-        })
+        self.active.sets(family)
     }
 }

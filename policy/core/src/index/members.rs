@@ -1,13 +1,14 @@
 //! What the pods that a selector selects put into sets, counted, so that the last pod of an
 //! address takes it away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::fold::Stamp;
 use crate::model::{Labels, NamedPort, Namespaces, PeerSelector};
 
 use super::places::Placed;
+use crate::shared::Shared;
 
 /// Something that sets are filled from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,51 +54,78 @@ impl Source {
 /// Elements, each with how many selected pods have it: a terminating pod and its successor may
 /// share an address for a while.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Members(BTreeMap<Element, u32>);
+pub(crate) struct Members {
+    elements: Shared<Element>,
+    /// How many pods beside the first have an element.
+    more: BTreeMap<Element, u32>,
+}
 
 impl Members {
     /// The elements, in order.
     pub(crate) fn elements(&self) -> impl Iterator<Item = Element> {
-        self.0.keys().copied()
+        self.elements.iter().copied()
+    }
+
+    /// How many elements there are.
+    pub(super) fn len(&self) -> usize {
+        self.elements.len()
     }
 
     pub(crate) fn contains(&self, element: Element) -> bool {
-        self.0.contains_key(&element)
+        self.elements.contains(&element)
     }
 
     pub(super) fn add(&mut self, element: Element) {
-        *self.0.entry(element).or_default() += 1;
+        if !self.elements.insert(element) {
+            *self.more.entry(element).or_default() += 1;
+        }
     }
 
     pub(super) fn remove(&mut self, element: Element) {
-        if let Some(count) = self.0.get_mut(&element) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&element);
+        match self.more.get_mut(&element) {
+            Some(count) => {
+                *count -= 1;
+                if *count == 0 {
+                    self.more.remove(&element);
+                }
+            }
+            None => {
+                self.elements.remove(&element);
             }
         }
     }
 }
 
-/// Which elements of which sources an event touched, and whether they were there before it.
+/// An element as often as pods have it.
+impl FromIterator<Element> for Members {
+    fn from_iter<I: IntoIterator<Item = Element>>(elements: I) -> Self {
+        let mut all: Vec<Element> = elements.into_iter().collect();
+        all.sort_unstable();
+        let mut more = BTreeMap::new();
+        for pair in all.windows(2) {
+            if pair[0] == pair[1] {
+                *more.entry(pair[0]).or_default() += 1;
+            }
+        }
+        Self {
+            elements: all.into_iter().collect(),
+            more,
+        }
+    }
+}
+
+/// Which elements of which sources an event touched.
 #[derive(Debug, Default)]
-pub(super) struct Touched(BTreeMap<(usize, Element), bool>);
+pub(super) struct Touched(BTreeSet<(usize, Element)>);
 
 impl Touched {
-    /// Notes how it was, the first time it is called for an element of a source.
-    pub(super) fn note(&mut self, source: usize, element: Element, before: bool) {
-        self.0.entry((source, element)).or_insert(before);
+    /// Notes an element of a source.
+    pub(super) fn note(&mut self, source: usize, element: Element) {
+        self.0.insert((source, element));
     }
 
-    /// What it was, if it was touched.
-    pub(super) fn before(&self, source: usize, element: Element) -> Option<bool> {
-        self.0.get(&(source, element)).copied()
-    }
-
-    /// Everything that was touched: source, element, whether it was there.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Element, bool)> {
-        self.0
-            .iter()
-            .map(|((source, element), before)| (*source, *element, *before))
+    /// Everything that was touched.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Element)> {
+        self.0.iter().copied()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU16;
+use std::sync::{Arc, OnceLock};
 
 use super::{ChainName, Interface, Marker, Protocol, SetKind, SetName};
 
@@ -34,6 +35,15 @@ impl PortRange {
     #[must_use]
     pub fn single(self) -> Option<u16> {
         (self.first == self.last).then_some(self.first.get())
+    }
+
+    /// The range with the one that follows on it, if it does.
+    pub(crate) fn and_next(self, next: Self) -> Option<Self> {
+        let follows = self.last.checked_add(1) == Some(next.first);
+        follows.then_some(Self {
+            first: self.first,
+            last: next.last,
+        })
     }
 
     /// Whether the range holds a port.
@@ -145,10 +155,25 @@ pub struct Rule {
 ///
 /// *Shape*: the last rule has no conditions and returns, drops or goes to another chain, so that
 /// what is written behind it (the [`Marker`]) is never reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+///
+/// *Cost*: a clone is a counter.
+#[derive(Debug, Clone)]
+pub struct Chain(Arc<Content>);
+
+#[derive(Debug)]
+struct Content {
     rules: Vec<Rule>,
+    /// The text of all rules and its hash: asked for often, and made once.
+    marker: OnceLock<Marker>,
 }
+
+impl PartialEq for Chain {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.rules == other.0.rules
+    }
+}
+
+impl Eq for Chain {}
 
 impl Chain {
     /// A chain of `rules`, ended by `last` for every packet that none of them took.
@@ -158,15 +183,23 @@ impl Chain {
             matches: Vec::new(),
             action: last,
         });
-        Self { rules }
+        Self::of(rules)
+    }
+
+    fn of(rules: Vec<Rule>) -> Self {
+        Self(Arc::new(Content {
+            rules,
+            marker: OnceLock::new(),
+        }))
     }
 
     /// The same, with a copy of what the end drops for those who listen to an NFLOG group. `name`
     /// is its own, which labels the copies.
     #[must_use]
-    pub fn logging_drops(mut self, group: u16, name: &ChainName) -> Self {
-        let last = self.rules.len().saturating_sub(1);
-        if self.rules[last].action == Action::Drop {
+    pub fn logging_drops(&self, group: u16, name: &ChainName) -> Self {
+        let mut rules = self.rules().to_vec();
+        let last = rules.len().saturating_sub(1);
+        if rules[last].action == Action::Drop {
             let log = Rule {
                 matches: Vec::new(),
                 action: Action::Log {
@@ -174,20 +207,20 @@ impl Chain {
                     chain: name.clone(),
                 },
             };
-            self.rules.insert(last, log);
+            rules.insert(last, log);
         }
-        self
+        Self::of(rules)
     }
 
     /// The rules in order.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
-        &self.rules
+        &self.0.rules
     }
 
     /// The sets that its rules match on, as often as they do.
     pub fn sets(&self) -> impl Iterator<Item = &SetName> {
-        let matches = self.rules.iter().flat_map(|rule| &rule.matches);
+        let matches = self.0.rules.iter().flat_map(|rule| &rule.matches);
         matches.filter_map(|condition| match condition {
             Match::Set { set, .. } => Some(set),
             Match::In(_)
@@ -209,12 +242,12 @@ impl Chain {
     /// The hash of the content, as the kernel keeps it in the chain's unreachable last rule.
     #[must_use]
     pub fn marker(&self) -> Marker {
-        Marker::of(self)
+        self.0.marker.get_or_init(|| Marker::of(self)).clone()
     }
 
     /// How many rules the kernel holds for it: the marker is one more.
     #[must_use]
     pub fn rules_in_kernel(&self) -> usize {
-        self.rules.len() + 1
+        self.0.rules.len() + 1
     }
 }

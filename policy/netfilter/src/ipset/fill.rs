@@ -18,15 +18,15 @@ const ROOM_MAX: u32 = 1 << 24;
 const REBUILD: &str = "selvage-rebuild";
 
 impl IpSets {
-    pub(super) fn change(
+    pub(super) fn change<'a>(
         &mut self,
         change: Change,
         name: &SetName,
         family: Family,
         kind: SetKind,
-        members: &BTreeSet<Member>,
+        members: impl Iterator<Item = &'a Member> + Clone,
     ) -> Result<(), Error> {
-        for member in members {
+        for member in members.clone() {
             if let Some(problem) = wire::misfit(member, family, kind) {
                 return Err(Error::BadMember {
                     set: name.clone(),
@@ -35,7 +35,7 @@ impl IpSets {
                 });
             }
         }
-        let mut rest = members.iter().peekable();
+        let mut rest = members.peekable();
         let mut line = 0;
         while rest.peek().is_some() {
             let mut message = self.about(change.command(), name);
@@ -72,7 +72,7 @@ impl IpSets {
         let expected = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let room = room_for(name, expected.max(header.room))?;
         self.make(&rebuilt, family, kind, room, expected)?;
-        self.change(Change::Add, &rebuilt, family, kind, &members)
+        self.change(Change::Add, &rebuilt, family, kind, members.iter())
             .and_then(|()| self.swap(name, &rebuilt))
             .inspect_err(|_| {
                 let _ = self.destroy(&rebuilt);

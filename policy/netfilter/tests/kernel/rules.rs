@@ -8,8 +8,8 @@ use selvage_netfilter::{Backend, Error, Kernel};
 use selvage_policy_core::observe::{ChainState, SetState};
 use selvage_policy_core::plan::{Plan, plan};
 use selvage_policy_core::ruleset::{
-    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Match, Member, Rule, Ruleset,
-    Set, SetKind, SetName, Side,
+    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Match, Member, MemberSet, Rule,
+    Ruleset, Set, SetKind, SetName, Side,
 };
 use selvage_tests::{assert_isolated, run, run_with_input};
 
@@ -107,7 +107,7 @@ pub(crate) fn ruleset(family: Family) -> Ruleset {
             set,
             Set {
                 kind: SetKind::Net,
-                members: BTreeSet::from([Member { net, port: None }]),
+                members: MemberSet::from([Member { net, port: None }]),
             },
         )]),
     }
@@ -260,7 +260,7 @@ fn sets_follow_their_members_without_a_rule_written(backend: Backend) -> Result<
     converge(&mut kernel, &want)?;
     for set in want.sets.values_mut() {
         let net = "10.40.0.7/32".parse()?;
-        set.members = BTreeSet::from([Member { net, port: None }]);
+        set.members = MemberSet::from([Member { net, port: None }]);
     }
     let todo = converge(&mut kernel, &want)?;
     assert!(todo.write.is_empty() && todo.create.is_empty(), "{todo:?}");

@@ -2,51 +2,74 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::fold::{Bucket, SetId, Stamp};
+use crate::fold::{Contents, SetId, Stamp};
 use crate::index::members::Element;
 use crate::ruleset::{Family, Member, SetName};
 
-/// All sets of the profiles.
-#[derive(Debug, Default)]
+/// All sets of the profiles, by number.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Feeds {
-    all: Vec<Feed>,
+    all: Vec<Option<Arc<Feed>>>,
+    free: Vec<usize>,
     by_set: BTreeMap<SetName, usize>,
 }
 
 impl Feeds {
-    pub(super) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    pub(super) fn push(&mut self, feed: Feed) {
+    /// Gives a feed a number.
+    pub(super) fn push(&mut self, feed: Feed) -> usize {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
+        });
         for name in &feed.names {
-            self.by_set.insert(name.clone(), self.all.len());
+            self.by_set.insert(name.clone(), number);
         }
-        self.all.push(feed);
+        self.all[number] = Some(Arc::new(feed));
+        number
     }
 
-    pub(super) fn get(&self, number: usize) -> &Feed {
-        &self.all[number]
+    /// Puts another in the place of one, for the same set.
+    pub(super) fn replace(&mut self, number: usize, feed: Feed) {
+        self.all[number] = Some(Arc::new(feed));
     }
 
-    /// In no order that means anything.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Feed> {
-        self.all.iter()
+    pub(super) fn remove(&mut self, number: usize) -> Option<Arc<Feed>> {
+        let feed = self.all[number].take()?;
+        for name in &feed.names {
+            self.by_set.remove(name);
+        }
+        self.free.push(number);
+        Some(feed)
+    }
+
+    pub(super) fn get(&self, number: usize) -> Option<&Arc<Feed>> {
+        self.all.get(number)?.as_ref()
+    }
+
+    /// With their numbers, in no order that means anything.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Feed)> {
+        let all = self.all.iter().enumerate();
+        all.filter_map(|(number, feed)| Some((number, &**feed.as_ref()?)))
+    }
+
+    /// The number of what fills a set.
+    pub(super) fn number(&self, set: &SetName) -> Option<usize> {
+        self.by_set.get(set).copied()
     }
 
     /// What fills a set.
     pub(crate) fn filling(&self, set: &SetName) -> Option<&Feed> {
-        self.by_set.get(set).map(|number| &self.all[*number])
+        self.get(self.number(set)?).map(|feed| &**feed)
     }
 }
 
 /// What fills one set of each family.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    id: SetId,
     names: [SetName; 2],
-    bucket: Bucket,
+    contents: Arc<Contents>,
     /// Sources of addresses, by what these then carry.
     stamped: BTreeMap<Stamp, Vec<usize>>,
     /// Sources of addresses with ports of their own.
@@ -56,22 +79,21 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// One without sources yet; `None` for a bucket that needs no set.
-    pub(super) fn of(bucket: &Bucket) -> Option<Self> {
-        let id = bucket.set()?.clone();
+    /// One without sources yet.
+    pub(super) fn of(contents: Arc<Contents>) -> Self {
         let hosts = [Family::V4, Family::V6]
             .into_iter()
-            .flat_map(|family| bucket.block_members(family))
+            .flat_map(|family| contents.block_members(family))
             .filter(|member| member.net.prefix_len() == member.net.max_prefix_len())
             .collect();
-        Some(Self {
+        let id = contents.id();
+        Self {
             names: [id.name(Family::V4), id.name(Family::V6)],
-            id,
-            bucket: bucket.clone(),
+            contents,
             stamped: BTreeMap::new(),
             named: Vec::new(),
             hosts,
-        })
+        }
     }
 
     pub(super) fn add(&mut self, stamp: Stamp, source: usize) {
@@ -83,11 +105,11 @@ impl Feed {
     }
 
     pub(crate) fn id(&self) -> &SetId {
-        &self.id
+        self.contents.id()
     }
 
-    pub(super) fn bucket(&self) -> &Bucket {
-        &self.bucket
+    pub(super) fn contents(&self) -> &Arc<Contents> {
+        &self.contents
     }
 
     pub(crate) fn name(&self, family: Family) -> &SetName {
@@ -118,7 +140,7 @@ impl Feed {
         stamp: Stamp,
         has: impl Fn(usize, Element) -> bool,
     ) -> bool {
-        self.bucket.blocks_hold(address, stamp) || self.has_pod(address, stamp, has)
+        self.contents.blocks_hold(address, stamp) || self.has_pod(address, stamp, has)
     }
 
     fn has_pod(&self, address: IpAddr, stamp: Stamp, has: impl Fn(usize, Element) -> bool) -> bool {

@@ -1,0 +1,386 @@
+//! What one event costs, from the index to the plan for the kernel, at the size that a change must
+//! not feel: 110 local pods, 10,000 pods in 200 namespaces, 2,000 policies; or with `large` behind
+//! it, 100,000 pods and 10,000 policies. Prints one line of JSON: medians and 99th percentiles in
+//! milliseconds, and how much memory the process has grown by, in megabytes.
+//!
+//! ```console
+//! $ cargo bench -p selvage-policy-core --bench events -- large
+//! ```
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a bench looks at the clock, and at its own memory"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use selvage_policy_core::compile::compile;
+use selvage_policy_core::index::{Event, Index, Settings};
+use selvage_policy_core::model::{NodeName, PodKey, PodUid, PolicyKey};
+use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
+use selvage_policy_core::plan::plan;
+use selvage_policy_core::ruleset::{Family, Ruleset, VethPrefix};
+use selvage_policy_core::{api, convert};
+use serde_json::{Map, Value, json};
+
+const NAMESPACES: u64 = 200;
+const LOCAL: u64 = 110;
+const NODE: &str = "n1";
+const ROUNDS: u64 = 40;
+const PEERS: u64 = 400;
+
+/// SplitMix64.
+struct Seed(u64);
+
+impl Seed {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).expect("an index")]
+    }
+
+    fn selector(&mut self) -> Value {
+        match self.below(100) {
+            0..50 => json!({"matchLabels": {"app": format!("app{}", self.below(50))}}),
+            50..70 => json!({"matchLabels": {"tier": self.pick(&["fe", "be", "db"])}}),
+            70..85 => {
+                let values = [0; 3].map(|_| format!("app{}", self.below(50)));
+                json!({"matchExpressions": [{"key": "app", "operator": "In", "values": values}]})
+            }
+            _ => {
+                json!({"matchExpressions": [{"key": "version", "operator": "NotIn", "values": ["v0"]}]})
+            }
+        }
+    }
+
+    fn peer(&mut self) -> Value {
+        match self.below(100) {
+            0..35 => json!({"podSelector": self.selector()}),
+            35..60 => {
+                json!({"namespaceSelector": {"matchLabels": {"team": format!("t{}", self.below(20))}}})
+            }
+            60..85 => json!({
+                "namespaceSelector": {"matchLabels": {"env": self.pick(&["prod", "dev", "stage"])}},
+                "podSelector": self.selector(),
+            }),
+            _ => {
+                let (second, third) = (16 + self.below(16), self.below(256));
+                json!({"ipBlock": {
+                    "cidr": format!("172.{second}.{third}.0/24"),
+                    "except": [format!("172.{second}.{third}.{}/28", 16 * self.below(15))],
+                }})
+            }
+        }
+    }
+
+    fn port(&mut self) -> Value {
+        let protocol = self.pick(&["TCP", "TCP", "TCP", "UDP"]);
+        match self.below(100) {
+            0..60 => {
+                json!({"protocol": protocol, "port": self.pick(&[80, 443, 8080, 5432, 6379, 9090, 53])})
+            }
+            60..85 => {
+                let start = 20_000 + self.below(10_000);
+                json!({"protocol": protocol, "port": start, "endPort": start + 1 + self.below(199)})
+            }
+            _ => json!({"protocol": "TCP", "port": "web"}),
+        }
+    }
+
+    fn rules(&mut self, key: &str) -> Value {
+        let rule = |seed: &mut Self| {
+            let peers: Vec<Value> = (0..=seed.below(3)).map(|_| seed.peer()).collect();
+            let ports: Vec<Value> = (0..=seed.below(3)).map(|_| seed.port()).collect();
+            json!({key: peers, "ports": ports})
+        };
+        (0..=self.below(2)).map(|_| rule(self)).collect()
+    }
+
+    fn policy(&mut self, number: u64) -> Value {
+        let mut spec = Map::new();
+        let all = self.below(100) < 20;
+        spec.insert(
+            "podSelector".to_owned(),
+            if all { json!({}) } else { self.selector() },
+        );
+        let ingress = self.below(100) < 80;
+        if ingress {
+            spec.insert("ingress".to_owned(), self.rules("from"));
+        }
+        if !ingress || self.below(100) < 40 {
+            spec.insert("egress".to_owned(), self.rules("to"));
+            let types = if ingress {
+                json!(["Ingress", "Egress"])
+            } else {
+                json!(["Egress"])
+            };
+            spec.insert("policyTypes".to_owned(), types);
+        }
+        json!({"metadata": {"namespace": namespace(number), "name": format!("policy-{number:05}")}, "spec": spec})
+    }
+
+    fn pod(&mut self, number: u64, node: &str) -> Value {
+        json!({
+            "metadata": {
+                "namespace": namespace(number), "name": format!("pod-{number:05}"), "uid": format!("{:032x}", number),
+                "labels": {
+                    "app": format!("app{}", self.below(50)), "tier": self.pick(&["fe", "be", "db"]),
+                    "version": format!("v{}", self.below(4)), "pod-template-hash": format!("{:09x}", self.below(1 << 33)),
+                },
+            },
+            "spec": {"nodeName": node, "containers": [{"ports": [
+                {"name": "web", "containerPort": self.pick(&[80, 8080, 8443])}, {"name": "metrics", "containerPort": 9100},
+            ]}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": Ipv4Addr::from_bits(0x0a40_000a + u32::try_from(number).expect("few"))}]},
+        })
+    }
+}
+
+fn namespace(number: u64) -> String {
+    format!("ns-{:03}", number % NAMESPACES)
+}
+
+fn team(number: u64, team: u64) -> Event {
+    let environment = ["prod", "dev", "stage"][usize::try_from(number % 3).expect("small")];
+    let labels = json!({"team": format!("t{team}"), "env": environment});
+    let object: api::Namespace =
+        serde_json::from_value(json!({"metadata": {"name": namespace(number), "labels": labels}}))
+            .expect("well formed");
+    Event::NamespaceApplied(convert::namespace(object))
+}
+
+fn pod(object: &Value) -> Event {
+    let object: api::Pod = serde_json::from_value(object.clone()).expect("well formed");
+    Event::PodApplied(convert::pod(object))
+}
+
+fn gone(object: &Value) -> Event {
+    let text = |key: &str| object["metadata"][key].as_str().expect("text").to_owned();
+    let Event::PodApplied(pod) = pod(object) else {
+        unreachable!("made so")
+    };
+    Event::PodDeleted(
+        PodKey {
+            name: text("name"),
+            ..pod.key
+        },
+        PodUid::new(text("uid")),
+    )
+}
+
+fn policy(object: &Value) -> Event {
+    let object: api::NetworkPolicy = serde_json::from_value(object.clone()).expect("well formed");
+    Event::PolicyApplied(convert::policy(&object).0)
+}
+
+fn as_observed(ruleset: Ruleset) -> Observed {
+    let chains = ruleset.chains.iter().map(|(name, chain)| {
+        (
+            name.clone(),
+            ChainState {
+                marker: Some(chain.marker()),
+                rules: chain.rules_in_kernel(),
+            },
+        )
+    });
+    let hooks = ruleset.hooks.iter().map(|hook| HookState {
+        base: hook.base,
+        target: hook.target.clone(),
+        position: 0,
+        shadowed: false,
+    });
+    Observed {
+        chains: chains.collect(),
+        hooks: hooks.collect(),
+        sets: ruleset
+            .sets
+            .into_iter()
+            .map(|(name, set)| {
+                (
+                    name,
+                    SetState::Known {
+                        kind: set.kind,
+                        members: set.members,
+                    },
+                )
+            })
+            .collect(),
+    }
+}
+
+/// Resident memory in kilobytes.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("a Linux");
+    text.split(' ')
+        .nth(1)
+        .expect("two numbers")
+        .parse::<u64>()
+        .expect("a number")
+        * 4
+}
+
+/// An index, and what a daemon remembers of the kernel.
+struct Node {
+    index: Index,
+    known: Vec<Observed>,
+    figures: BTreeMap<&'static str, Vec<f64>>,
+    /// Members of sets that the plans wrote, so that a share of the cost can be told from the kernel's.
+    written: BTreeMap<&'static str, usize>,
+}
+
+impl Node {
+    /// Takes in an event, and does all that is done before the kernel is asked.
+    fn take(&mut self, what: &'static str, event: Event) {
+        let started = Instant::now();
+        let delta = self.index.apply(event);
+        let mut written = 0;
+        if delta.recompile {
+            let families = [Family::V4, Family::V6];
+            let mut known = Vec::new();
+            for (family, have) in families.into_iter().zip(&self.known) {
+                let ruleset = compile(&mut self.index, family);
+                let plan = plan(&ruleset, have);
+                written += plan
+                    .create
+                    .values()
+                    .map(|set| set.members.len())
+                    .sum::<usize>();
+                written += plan
+                    .add
+                    .values()
+                    .chain(plan.remove.values())
+                    .map(BTreeSet::len)
+                    .sum::<usize>();
+                known.push(as_observed(ruleset));
+            }
+            self.known = known;
+        } else {
+            for (set, change) in &delta.members {
+                let mut sets = self
+                    .known
+                    .iter_mut()
+                    .filter_map(|known| known.sets.get_mut(set));
+                let Some(SetState::Known { members, .. }) = sets.next() else {
+                    unreachable!("compiled")
+                };
+                members.extend(&change.add);
+                for member in &change.remove {
+                    members.remove(member);
+                }
+                written += change.add.len() + change.remove.len();
+            }
+        }
+        self.figures
+            .entry(what)
+            .or_default()
+            .push(started.elapsed().as_secs_f64() * 1e3);
+        *self.written.entry(what).or_default() += written;
+    }
+}
+
+fn main() {
+    let large = std::env::args().any(|argument| argument == "large");
+    let (pods, policies) = if large {
+        (100_000, 10_000)
+    } else {
+        (10_000, 2_000)
+    };
+    let mut seed = Seed(1);
+    let index = Index::new(Settings {
+        node: NodeName::new(NODE),
+        prefix: VethPrefix::default(),
+        families: [Family::V4, Family::V6].into(),
+        source_check: true,
+        drop_invalid: true,
+        deny_log: None,
+    });
+    let mut node = Node {
+        index,
+        known: vec![Observed::default(); 2],
+        figures: BTreeMap::new(),
+        written: BTreeMap::new(),
+    };
+    let empty = resident();
+    for number in 0..NAMESPACES {
+        node.index.apply(team(number, number % 20));
+    }
+    let subjects: Vec<Value> = (0..policies).map(|number| seed.policy(number)).collect();
+    for object in &subjects {
+        node.index.apply(policy(object));
+    }
+    let policies_in = resident();
+    for number in 0..pods {
+        let place = if number < LOCAL {
+            NODE.to_owned()
+        } else {
+            format!("node-{:03}", number % 90)
+        };
+        let object = seed.pod(number, &place);
+        node.index.apply(pod(&object));
+    }
+    let pods_in = resident();
+    let started = Instant::now();
+    let rulesets = [Family::V4, Family::V6].map(|family| compile(&mut node.index, family));
+    let cold = started.elapsed().as_secs_f64() * 1e3;
+    let sets: usize = rulesets.iter().map(|ruleset| ruleset.sets.len()).sum();
+    let members: usize = rulesets
+        .iter()
+        .flat_map(|ruleset| ruleset.sets.values())
+        .map(|set| set.members.len())
+        .sum();
+    let chains: usize = rulesets.iter().map(|ruleset| ruleset.chains.len()).sum();
+    let rules: usize = rulesets
+        .iter()
+        .flat_map(|ruleset| ruleset.chains.values())
+        .map(|chain| chain.rules().len())
+        .sum();
+    node.known = rulesets.map(as_observed).into();
+    let compiled = resident();
+    for round in 0..ROUNDS {
+        // A namespace that has local pods, as all of the first 110 have.
+        let number = (7 * round) % LOCAL;
+        let mut object = subjects[usize::try_from(number).expect("small")].clone();
+        object["spec"]["podSelector"] = json!({});
+        node.take("policy_subject_widened", policy(&object));
+        object["spec"]["ingress"] = json!([{"from": [{"ipBlock": {"cidr": format!("172.16.{round}.0/24")}}], "ports": [{"port": 80}]}]);
+        node.take("policy_changed", policy(&object));
+        object["metadata"]["name"] = json!("another");
+        node.take("policy_created", policy(&object));
+        let Event::PolicyApplied(known) = policy(&object) else {
+            unreachable!("made so")
+        };
+        let key = PolicyKey {
+            name: "another".to_owned(),
+            ..known.key
+        };
+        node.take("policy_deleted", Event::PolicyDeleted(key));
+        let object = seed.pod(pods + round, NODE);
+        node.take("local_pod_came", pod(&object));
+        node.take("local_pod_went", gone(&object));
+        node.take("namespace_relabelled", team(number, (number + round) % 20));
+    }
+    for round in 0..PEERS {
+        let object = seed.pod(pods + 1000 + round, "node-001");
+        node.take("peer_pod_came", pod(&object));
+        node.take("peer_pod_went", gone(&object));
+    }
+    let mut line = json!({
+        "pods": pods, "policies": policies, "chains": chains, "rules": rules, "sets": sets, "members": members,
+        "cold_compile_ms": cold, "MB_policies": (policies_in - empty) / 1024, "MB_pods": (pods_in - policies_in) / 1024,
+        "MB_compiled": (compiled - pods_in) / 1024, "MB_in_the_end": resident() / 1024,
+    });
+    for (what, mut times) in node.figures {
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| times[(times.len() as f64 * share) as usize];
+        let round = |time: f64| (time * 1e3).round() / 1e3;
+        line[what] = json!({"p50": round(at(0.5)), "p99": round(at(0.99)), "members": node.written[what] / times.len()});
+    }
+    println!("{line:#}");
+}
