@@ -21,7 +21,7 @@ pub(crate) fn check(events: Vec<Event>) {
         families: [Family::V4, Family::V6].into(),
         source_check: true,
         drop_invalid: true,
-        deny_log: None,
+        deny_log: Some(7),
     });
     for event in events {
         index.apply(event);
