@@ -21,7 +21,7 @@ use kube::{Api, Client};
 use selvage_policy_core::api;
 use selvage_policy_core::convert::{self, ProblemKind};
 use selvage_policy_core::index::{self, Event};
-use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, PolicyKey};
+use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, PolicyKey, Pool};
 use tokio::sync::mpsc::{Sender, error::SendError};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,10 @@ impl Source for Direct {
         stop: CancellationToken,
     ) -> Result<(), DirectError> {
         let ours = format!("spec.nodeName={}", self.node);
-        let pods = Pods { node: self.node };
+        let pods = Pods {
+            node: self.node,
+            pool: Pool::default(),
+        };
         let second = Second::new(Api::all(self.client.clone()), ours, doubts);
         let policies = Policies {
             reporter: self.reporter,
@@ -151,13 +154,15 @@ impl Convert for Namespaces {
 
 struct Pods {
     node: String,
+    /// What the pods of the cluster have alike.
+    pool: Pool,
 }
 
 impl Convert for Pods {
     type Object = api::Pod;
 
     fn applied(&mut self, object: Object<api::Pod>) -> Option<Notice> {
-        let pod = convert::pod(readable(object)?);
+        let pod = self.pool.share(convert::pod(readable(object)?));
         Some(Event::PodApplied(pod).into())
     }
 

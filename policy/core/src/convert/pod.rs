@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use crate::api;
 use crate::model::{
-    Interfaces, Labels, NamedPort, NamespaceName, NodeName, Pod, PodKey, PodUid, PortName,
+    Addresses, Interfaces, Labels, NamedPort, NamespaceName, NodeName, Pod, PodKey, PodUid,
+    PortName,
 };
 use crate::ruleset::{Family, Protocol};
 
@@ -58,11 +60,11 @@ pub fn pod(object: api::Pod) -> Pod {
 
 /// In each family the annotation where it has one, since it comes earlier; else the status. A pod
 /// that is being deleted and whose annotation was blanked has given its addresses back.
-fn addresses(object: &api::Pod) -> BTreeSet<IpAddr> {
+fn addresses(object: &api::Pod) -> Addresses {
     let annotation = object.metadata.annotations.get(POD_IPS_ANNOTATION);
     let blank = annotation.is_some_and(|text| text.trim().is_empty());
     if blank && object.metadata.deletion_timestamp.is_some() {
-        return BTreeSet::new();
+        return Addresses::default();
     }
     let annotated = annotation.into_iter().flat_map(|text| text.split(','));
     let mut addresses: BTreeSet<IpAddr> = annotated.filter_map(address).collect();
@@ -85,7 +87,7 @@ fn addresses(object: &api::Pod) -> BTreeSet<IpAddr> {
             .filter_map(address)
             .filter(|address| missing.contains(&Family::of_address(*address))),
     );
-    addresses
+    addresses.into_iter().collect()
 }
 
 /// However it is written: an IPv4 address in IPv6's clothes is an IPv4 address.
@@ -96,7 +98,7 @@ fn address(text: &str) -> Option<IpAddr> {
 
 /// Of the containers and of the sidecars, as Kubernetes itself looks a name up: other init containers
 /// have ended when the pod serves. What no policy can name isn't kept.
-fn ports(spec: &api::PodSpec) -> BTreeSet<(NamedPort, NonZeroU16)> {
+fn ports(spec: &api::PodSpec) -> Arc<[(NamedPort, NonZeroU16)]> {
     let sidecars = spec
         .init_containers
         .iter()
@@ -114,7 +116,8 @@ fn ports(spec: &api::PodSpec) -> BTreeSet<(NamedPort, NonZeroU16)> {
         let number = NonZeroU16::new(u16::try_from(port.container_port).ok()?)?;
         Some((NamedPort { protocol, name }, number))
     });
-    named.collect()
+    let named: BTreeSet<_> = named.collect();
+    named.into_iter().collect()
 }
 
 fn interfaces(object: &api::Pod) -> Interfaces {

@@ -47,7 +47,7 @@ impl Index {
             Some(LocalPod {
                 pod,
                 interface: &veths.main,
-                addresses: self.places.place(pod).addresses,
+                addresses: Cow::Owned(self.places.place(pod).addresses.iter().copied().collect()),
             })
         })
     }
@@ -72,7 +72,11 @@ impl Index {
             }
         }
         for pod in self.pods.values().filter(|pod| pod.is_selectable()) {
-            for address in pod.addresses.intersection(addresses) {
+            for address in pod
+                .addresses
+                .iter()
+                .filter(|address| addresses.contains(address))
+            {
                 found.entry(*address).or_insert_with(|| pod.key.clone());
             }
         }

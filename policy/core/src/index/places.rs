@@ -5,18 +5,17 @@
 //! interface, the annotation, the status. Routes are there when the pod can first send; the status
 //! comes once its containers run.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::{NamespaceName, NodeName, Pod, PodKey};
+use crate::model::{Addresses, NamespaceName, NodeName, Pod, PodKey};
 use crate::ruleset::{Family, Interface, VethPrefix};
 
 /// A pod with the addresses that it has on the way.
 #[derive(Debug, Clone)]
 pub(super) struct Placed<'a> {
     pub(super) pod: &'a Pod,
-    pub(super) addresses: Cow<'a, BTreeSet<IpAddr>>,
+    pub(super) addresses: Addresses,
 }
 
 /// The host ends of a pod's interfaces.
@@ -121,7 +120,7 @@ impl Places {
 
     /// The pod with its addresses.
     pub(super) fn place<'a>(&self, pod: &'a Pod) -> Placed<'a> {
-        let mut addresses = Cow::Borrowed(&pod.addresses);
+        let mut addresses = pod.addresses.clone();
         if self.is_local(pod) && !self.routes.is_empty() {
             let veths = Veths::of(pod, &self.prefix);
             let routes = |interface: &Interface| self.routes.get(&interface.to_string());
@@ -132,17 +131,11 @@ impl Places {
                 .flatten()
                 .copied()
                 .collect();
-            for family in [Family::V4, Family::V6] {
-                let of_family = |address: &IpAddr| Family::of_address(*address) == family;
-                if main.iter().any(of_family) {
-                    addresses.to_mut().retain(|address| !of_family(address));
-                }
-            }
+            let is_routed = |family| main.iter().any(|it| Family::of_address(*it) == family);
+            let told = addresses.iter().copied();
+            let told = told.filter(|address| !is_routed(Family::of_address(*address)));
             let cards = veths.cards.iter().filter_map(routes).flatten().copied();
-            let routed: Vec<IpAddr> = main.into_iter().chain(cards).collect();
-            if !routed.is_empty() {
-                addresses.to_mut().extend(routed);
-            }
+            addresses = told.chain(main.iter().copied()).chain(cards).collect();
         }
         Placed { pod, addresses }
     }

@@ -1,24 +1,52 @@
 //! Labels and selectors, with exactly Kubernetes's meaning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 /// Keys and values that an object carries.
+///
+/// *Shape*: one text, each key and each value followed by a zero byte, in order of keys. A cluster
+/// has as many as it has pods, most of them equal: see [`super::Pool`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Labels(BTreeMap<String, String>);
+pub struct Labels(pub(super) Arc<str>);
+
+/// Ends a key or a value. The API server lets none hold it.
+const END: char = '\0';
 
 impl Labels {
     /// The value of a label, if the object has it.
+    ///
+    /// *Cost*: linear in the labels' text.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        let mut texts = self.0.split_terminator(END);
+        while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+            if name == key {
+                return Some(value);
+            }
+        }
+        None
     }
 }
 
+/// A zero byte, which only an object that no API server has checked can hold, stays what it is to
+/// selectors: they name no such key, and no such value.
 impl From<BTreeMap<String, String>> for Labels {
     fn from(labels: BTreeMap<String, String>) -> Self {
-        Self(labels)
+        let mut text = String::new();
+        for (key, value) in labels.iter().filter(|(key, _)| !key.contains(END)) {
+            text.push_str(key);
+            text.push(END);
+            if value.contains(END) {
+                text.push(char::REPLACEMENT_CHARACTER);
+            } else {
+                text.push_str(value);
+            }
+            text.push(END);
+        }
+        Self(text.into())
     }
 }
 
@@ -227,12 +255,11 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
-        Labels(
-            pairs
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-                .collect(),
-        )
+        let pairs = pairs.iter();
+        let pairs: BTreeMap<_, _> = pairs
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        Labels::from(pairs)
     }
 
     fn selector(key: &str, operator: &str, values: &[&str]) -> Result<Selector, BadSelector> {
@@ -267,6 +294,24 @@ mod tests {
                 "{operator}: {message}"
             );
         }
+    }
+
+    #[test]
+    fn no_label_is_taken_for_part_of_another() {
+        let labels = labels(&[
+            ("a", ""),
+            ("aa", "a"),
+            ("b", "aa"),
+            ("x\0evil", "yes"),
+            ("z", "\0good\0yes"),
+        ]);
+        for (key, value) in [("a", Some("")), ("aa", Some("a")), ("b", Some("aa"))] {
+            assert_eq!(labels.get(key), value, "{key}");
+        }
+        for key in ["", "x", "evil", "yes", "good"] {
+            assert_eq!(labels.get(key), None, "{key}");
+        }
+        assert!(labels.get("z").is_some(), "there, whatever its value");
     }
 
     #[test]
