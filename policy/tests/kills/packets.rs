@@ -44,6 +44,10 @@ pub struct Outcome {
     pub forbidden_passed: u64,
 }
 
+/// 16 MiB: some ten seconds of packets. On a busy machine the receiver may not run for one of them, and what
+/// its socket has no room for would look like packets that our rules have dropped.
+const ROOM: usize = 16 << 20;
+
 /// A socket in a pod. It speaks to nobody who answers, so that conntrack never calls the flow
 /// established and each packet is judged anew.
 fn socket(pod: &Pod, port: u16) -> Result<UdpSocket> {
@@ -59,6 +63,7 @@ impl Traffic {
         let received = Arc::new(Counts::default());
         let receiver = socket(to, PORT)?;
         receiver.set_read_timeout(Some(EACH * 20))?;
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&receiver, ROOM)?;
         let receiving = thread::spawn({
             let (stop, counts) = (Arc::clone(&stop), Arc::clone(&received));
             let allowed = may.address();
