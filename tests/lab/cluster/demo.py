@@ -5,6 +5,8 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from vpc.client import holder
+
 from . import whereabouts
 from .config import CHECKOUT
 from .kube import condition
@@ -64,10 +66,10 @@ class Demo:
         return True
 
     def _show_pods(self) -> None:
-        held = self.lab.vpc.state()["addresses"]
+        state = self.lab.vpc.state()
         rows = [("NAMESPACE", "POD", "NODE", "ADDRESS", "ENI", "OF INSTANCE")]
         for pod, address in sorted(self.pod_addresses.items(), key=lambda one: (self.nodes[one[0]], one[0])):
-            eni = held.get(address, {"eni": "none: EC2 does not know this address", "instance": ""})
+            eni = holder(state, address) or {"eni": "none: EC2 does not know this address", "instance": ""}
             # The address must be the node's own, or the pod would live on a lie of the fabric's.
             right = eni.get("netns") == self.nodes[pod]
             self.result["wrong"] += not right

@@ -156,18 +156,6 @@ def test_count_and_explicit_addresses_together_are_refused(sdk: Any, vpc: Vpc) -
         sdk.assign_private_ip_addresses(NetworkInterfaceId=eni)
 
 
-def test_prefixes_and_ipv6_are_refused_and_not_silently_ignored(sdk: Any, vpc: Vpc) -> None:
-    eni = create_eni(sdk, vpc)["NetworkInterfaceId"]
-    with refused("UnsupportedOperation"):
-        create_eni(sdk, vpc, Ipv4PrefixCount=1)
-    with refused("UnsupportedOperation"):
-        create_eni(sdk, vpc, Ipv6AddressCount=1)
-    with refused("UnsupportedOperation"):
-        sdk.assign_private_ip_addresses(NetworkInterfaceId=eni, Ipv4PrefixCount=1)
-    with refused("UnsupportedOperation"):
-        sdk.assign_ipv6_addresses(NetworkInterfaceId=eni, Ipv6AddressCount=1)
-
-
 def test_subnets_of_two_vpcs_with_one_block_do_not_disturb_each_other(sdk: Any, vpc: Vpc) -> None:
     other = sdk.create_vpc(CidrBlock="10.40.0.0/16")["Vpc"]["VpcId"]
     subnet = sdk.create_subnet(

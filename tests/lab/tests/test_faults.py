@@ -45,6 +45,19 @@ def test_a_fault_on_every_action_hits_every_action(sdk: Any, vpc: Vpc) -> None:
     sdk.describe_vpcs()
 
 
+def test_a_bucket_lets_its_burst_pass_and_then_its_rate(sdk: Any, vpc: Vpc) -> None:
+    vpc.fault("DescribeSubnets", "bucket", burst=3, rate=4)
+    for _ in range(3):
+        sdk.describe_subnets()
+    with refused("RequestLimitExceeded", status=503):
+        sdk.describe_subnets()
+    sdk.describe_network_interfaces()
+    time.sleep(0.3)
+    sdk.describe_subnets()
+    with pytest.raises(VpcError, match="burst"):
+        vpc.fault("DescribeSubnets", "bucket", rate=1)
+
+
 def test_garbage_is_no_xml(sdk: Any, vpc: Vpc) -> None:
     vpc.fault("DescribeNetworkInterfaces", "garbage", count=1)
     with pytest.raises(botocore.parsers.ResponseParserError):

@@ -48,7 +48,7 @@ def test_each_instance_reads_about_itself(vpc: Vpc, nodes: Any) -> None:
             f"{MACS}{node.mac}/mac": node.mac,
             f"{MACS}{node.mac}/owner-id": vpc.info["account"],
             f"{MACS}{node.mac}/vpc-ipv4-cidr-block": "10.40.0.0/16",
-            f"{MACS}{node.mac}/vpc-ipv4-cidr-blocks": "10.40.0.0/16",
+            f"{MACS}{node.mac}/vpc-ipv4-cidr-blocks": "10.40.0.0/16\n100.64.0.0/16",
         }
         for path, expected in told.items():
             assert imds.value(path) == expected, path

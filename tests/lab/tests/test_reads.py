@@ -81,6 +81,34 @@ def test_an_unknown_filter_is_an_error_of_ec2(sdk: Any, vpc: Vpc) -> None:
         sdk.describe_subnets(Filters=[{"Name": "no-such-filter", "Values": ["x"]}])
 
 
+def test_subnets_are_found_by_zone_vpc_and_tag_and_count_what_is_free(
+    sdk: Any, vpc: Vpc
+) -> None:
+    def names(**by: list[str]) -> set[str]:
+        asked = [{"Name": name.replace("_", "-"), "Values": by[name]} for name in by]
+        return {one["SubnetId"] for one in sdk.describe_subnets(Filters=asked)["Subnets"]}
+
+    ours = {"vpc_id": [vpc.vpc_id], "availability_zone": ["us-west-2a"]}
+    subnet = vpc.pod_subnets[0].id
+    assert names(**ours) == {vpc.subnets[0].id, subnet}
+    sdk.create_tags(Resources=[subnet], Tags=[{"Key": "kubernetes.io/role/cni", "Value": "1"}])
+    try:
+        asked = [{"Name": "tag:kubernetes.io/role/cni", "Values": ["1"]}]
+        (found,) = sdk.describe_subnets(Filters=asked)["Subnets"]
+        assert found["SubnetId"] == subnet
+        assert found["Tags"] == [{"Key": "kubernetes.io/role/cni", "Value": "1"}]
+        assert found["CidrBlock"] == "100.64.0.0/20"
+        assert [one["Ipv6CidrBlock"] for one in found["Ipv6CidrBlockAssociationSet"]] == [
+            "2001:db8:40:2::/64"
+        ]
+        before = found["AvailableIpAddressCount"]
+        create_eni(sdk, vpc, SubnetId=subnet, SecondaryPrivateIpAddressCount=4)
+        (found,) = sdk.describe_subnets(SubnetIds=[subnet])["Subnets"]
+        assert found["AvailableIpAddressCount"] == before - 5 == 4096 - 5 - 5
+    finally:
+        sdk.delete_tags(Resources=[subnet], Tags=[{"Key": "kubernetes.io/role/cni"}])
+
+
 def test_pages_hold_everything_once(sdk: Any, vpc: Vpc) -> None:
     made = {create_eni(sdk, vpc)["NetworkInterfaceId"] for _ in range(12)}
     pages = list(

@@ -9,6 +9,7 @@ only then is answered: an ENI that is "attached" has its interface in the node.
                                     EC2, IMDS, subnet gateways
 
 Security groups are not modelled beyond the check that their ids exist and belong to the
-VPC: the fabric passes whatever sources and destinations are held. Nor are network ACLs,
-public addresses other than the instance's primary one, peering, prefixes, IPv6.
+VPC: the fabric passes whatever sources and destinations are held. Nor are network ACLs, and
+public addresses other than the instance's primary one. A second VPC is peered with the
+first: packets pass both ways, though EC2's API has no peering to show for it.
 """

@@ -82,7 +82,7 @@ def _start(arguments: argparse.Namespace) -> Any:
     imds = Imds(world)
     front = Front(world, imds)
     internet = Internet(fabric.internet, arguments.state)
-    servers: list[Any] = [imds.serve(fabric.namespace), internet.http]
+    servers: list[Any] = [imds.serve(fabric.namespace), *internet.servers]
     inside = fabric.namespace.listen(layout.EC2_ADDRESS, layout.EC2_PORT)
     beside = socket.create_server(("127.0.0.1", 0))
     for listening in (inside, beside):
@@ -111,15 +111,21 @@ def _start(arguments: argparse.Namespace) -> Any:
 
 
 def _info(arguments: argparse.Namespace, world: Any, port: int) -> dict[str, Any]:
-    subnets = []
-    for subnet_id in world.subnet_ids:
+    from vpc.addresses import ipv6_block
+
+    subnets: dict[str, list[dict[str, str]]] = {}
+    for kind, subnet_id in world.subnets:
         subnet = world.backend.get_subnet(subnet_id)
-        subnets.append(
+        vpc = world.vpcs[subnet.vpc_id]
+        subnets.setdefault(kind, []).append(
             {
                 "id": subnet.id,
                 "zone": subnet.availability_zone,
                 "cidr": subnet.cidr_block,
+                "ipv6_cidr": str(ipv6_block(subnet)),
                 "gateway": str(subnet.cidr.network_address + 1),
+                "vpc": vpc.id,
+                "security_group": vpc.default_group,
             }
         )
     return {
@@ -134,9 +140,16 @@ def _info(arguments: argparse.Namespace, world: Any, port: int) -> dict[str, Any
         "secret_access_key": layout.SECRET_ACCESS_KEY,
         "vpc_id": world.vpc_id,
         "vpc_cidr": layout.VPC_CIDR,
-        "subnets": subnets,
-        "security_group": world.security_group,
+        "pod_cidr": layout.POD_CIDR,
+        "subnets": subnets["node"],
+        "pod_subnets": subnets["pod"],
+        "security_group": world.vpcs[world.vpc_id].default_group,
+        "pod_security_group": world.vpcs[world.vpc_id].pod_group,
+        "peer_vpc_id": world.peer_id,
+        "peer_cidr": layout.PEER_CIDR,
+        "peer_subnets": subnets["peer"],
         "internet_address": layout.INTERNET_ADDRESS,
+        "internet_ipv6_address": layout.INTERNET_IPV6_ADDRESS,
         "internet_http_port": layout.INTERNET_HTTP_PORT,
         "internet_udp_port": layout.INTERNET_UDP_PORT,
         "internet_log": str(arguments.state / layout.INTERNET_LOG),

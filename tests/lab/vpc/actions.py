@@ -9,7 +9,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.utils import camelcase_to_underscores
 from moto.ec2.responses import EC2Response
 
-from vpc import errors
+from vpc import errors, layout
 from vpc.world import World
 
 Action = Callable[[World, "Call"], dict[str, Any] | None]
@@ -64,11 +64,9 @@ class Call:
         """Everything that was asked for, to compare two calls by."""
         return {k: v for k, v in self.response.data.items() if k not in ("Action", "Version")}
 
-    def refuse(self, **unmodelled: str) -> None:
-        """Refuses parameters that EC2 would obey and the lab does not."""
-        for name, what in unmodelled.items():
-            if self.response._get_param(name):
-                raise errors.unsupported(what)
+    def by_node(self) -> bool:
+        """Whether an instance's role made it, and not whoever drives the lab."""
+        return layout.ACCESS_KEY_ID not in self.response.headers.get("Authorization", "")
 
 
 def action(name: str) -> Callable[[Action], Action]:

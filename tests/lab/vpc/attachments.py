@@ -6,8 +6,9 @@ from typing import Any
 
 from vpc import errors, limits
 from vpc.actions import Call, action
-from vpc.assignment import check_address_limit
-from vpc.enis import find
+from vpc.assignment import check_limits
+from vpc.enis import find, needs_prefixes, note_ending
+from vpc.fabric import Primary
 from vpc.interfaces import Interface
 from vpc.world import World, netns_of
 
@@ -48,10 +49,16 @@ def attach(world: World, eni: Interface, instance: Any, index: int, card: int) -
     netns = netns_of(world.backend, instance.id)
     eni.set_attached(world, instance, index, card)
     try:
-        check_address_limit(world, eni, 0)  # that Attach refuses here is unverified
-        if netns is not None and eni.subnet.vpc_id == world.vpc_id:
-            primary_in = eni.subnet.cidr_block if (index, card) == (0, 0) else None
-            world.fabric.attach(eni.wire(netns, index, card), eni.addresses, primary_in)
+        check_limits(world, eni, 0)  # that Attach refuses here is unverified
+        if eni.held.prefixes or eni.held.ipv6_prefixes:
+            needs_prefixes(world, eni)
+        if netns is not None and eni.subnet.vpc_id in world.vpcs:
+            primary = None
+            if (index, card) == (0, 0):
+                held = eni.held
+                primary = Primary(held.addresses[0], eni.subnet.cidr_block, held.ipv6_addresses)
+            wire = eni.wire(netns, index, card)
+            world.fabric.attach(wire, eni.held.destinations, primary)
     except Exception:
         eni.set_available(world)
         raise
@@ -67,6 +74,7 @@ def detach_network_interface(world: World, call: Call) -> None:
             if (eni.attached.device_index, eni.attached.card) == (0, 0):
                 raise errors.primary_stays()
             if eni.attached.detached_at is None:  # a second detach is no error (unverified)
+                note_ending(world, call, eni, "detached")
                 world.fabric.detach(eni.id)
                 eni.set_detaching(world)
             return

@@ -13,6 +13,7 @@ namespace; the nodes reach the same server at `Vpc.ec2_endpoint`.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -47,7 +48,8 @@ class Ec2Error(VpcError):
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance as `Vpc.run_instance` made it. `address` is its primary address."""
+    """An instance as `Vpc.run_instance` made it. `address` is its primary address, `ipv6` the
+    IPv6 address it was launched with, if any."""
 
     instance_id: str
     instance_type: str
@@ -58,16 +60,20 @@ class Instance:
     subnet: str
     zone: str
     gateway: str
+    ipv6: str = ""
 
 
 @dataclass(frozen=True)
 class Subnet:
-    """A subnet of the VPC. `gateway` is base + 1 and answers ping."""
+    """A subnet. `gateway` is base + 1 and answers ping; `security_group` its VPC's default."""
 
     id: str
     zone: str
     cidr: str
+    ipv6_cidr: str
     gateway: str
+    vpc: str
+    security_group: str
 
 
 class Vpc:
@@ -83,6 +89,9 @@ class Vpc:
         self.security_group: str = info["security_group"]
         self.internet: str = info["internet_address"]
         self.subnets = [Subnet(**subnet) for subnet in info["subnets"]]
+        self.pod_subnets = [Subnet(**subnet) for subnet in info["pod_subnets"]]  # VPC's second block
+        self.pod_security_group: str = info["pod_security_group"]
+        self.peer_subnets = [Subnet(**subnet) for subnet in info["peer_subnets"]]  # of the peered VPC
 
     # Instances and addresses
 
@@ -93,25 +102,31 @@ class Vpc:
         subnet: str | None = None,
         *,
         hop_limit: int = 2,
+        ipv6: bool = False,
         tags: dict[str, str] | None = None,
     ) -> Instance:
         """Runs an instance whose interfaces appear in /run/netns/NETNS as ens5, ens6 …
 
         The namespace is made if it is missing (and then removed by `stop`). On return
         ens5 is up with its address and the default route. `netns` None makes an instance
-        without any interface. `subnet` is an id; the first subnet by default.
+        without any interface. `subnet` is an id; the first subnet by default. With `ipv6` it
+        has an IPv6 address too, and the default route for it.
         """
         subnet_id = subnet or self.subnets[0].id
+        known = [*self.subnets, *self.pod_subnets, *self.peer_subnets]
+        subnet_info = next((one for one in known if one.id == subnet_id), None)
         params = {
             "ImageId": "ami-12c6146b",
             "InstanceType": instance_type,
             "MinCount": "1",
             "MaxCount": "1",
             "SubnetId": subnet_id,
-            "SecurityGroupId.1": self.security_group,
+            "SecurityGroupId.1": subnet_info.security_group if subnet_info else self.security_group,
             "MetadataOptions.HttpTokens": "required",
             "MetadataOptions.HttpPutResponseHopLimit": str(hop_limit),
         }
+        if ipv6:
+            params["Ipv6AddressCount"] = "1"
         wanted = dict(tags or {})
         if netns is not None:
             wanted[layout.NETNS_TAG] = netns
@@ -124,7 +139,6 @@ class Vpc:
         assert item is not None, "RunInstances answers the instance it ran"
         interface = item.find("networkInterfaceSet/item")
         assert interface is not None, "an instance has a primary interface"
-        subnet_info = next((s for s in self.subnets if s.id == subnet_id), None)
         return Instance(
             instance_id=_text(item, "instanceId"),
             instance_type=instance_type,
@@ -135,6 +149,7 @@ class Vpc:
             subnet=subnet_id,
             zone=_text(item, "placement/availabilityZone"),
             gateway=subnet_info.gateway if subnet_info else "",
+            ipv6=interface.findtext("ipv6AddressesSet/item/ipv6Address") or "",
         )
 
     def terminate(self, instance_id: str) -> None:
@@ -151,6 +166,26 @@ class Vpc:
         )
         found = answer.iterfind("assignedPrivateIpAddressesSet/item/privateIpAddress")
         return [item.text or "" for item in found]
+
+    def assign_prefixes(self, eni: str, count: int) -> list[str]:
+        """Assigns `count` more prefixes (/28) and returns them."""
+        answer = self.ec2(
+            "AssignPrivateIpAddresses", NetworkInterfaceId=eni, Ipv4PrefixCount=str(count)
+        )
+        found = answer.iterfind("assignedIpv4PrefixSet/item/ipv4Prefix")
+        return [item.text or "" for item in found]
+
+    def fill_subnet(self, subnet: str, leave: int = 0) -> str:
+        """Holds all but `leave` free addresses of a subnet by an ENI of nobody's; its id."""
+        answer = self.ec2("DescribeSubnets", **{"SubnetId.1": subnet})
+        free = int(answer.findtext("subnetSet/item/availableIpAddressCount") or 0)
+        made = self.ec2(
+            "CreateNetworkInterface",
+            SubnetId=subnet,
+            SecondaryPrivateIpAddressCount=str(free - leave - 1),
+            Description="whoever else lives in the subnet",
+        )
+        return _text(made, "networkInterface/networkInterfaceId")
 
     def unassign_addresses(self, eni: str, addresses: list[str]) -> None:
         """Takes secondary addresses away from an ENI."""
@@ -186,12 +221,13 @@ class Vpc:
 
     def state(self) -> dict[str, Any]:
         """The truth, without lag: {"instances": [...], "enis": [...], "addresses":
-        {address: {"eni", "instance", "netns", "primary"}}}."""
+        {address: {"eni", "instance", "netns", "primary"}}, "prefixes": {prefix: {"eni",
+        "instance", "netns"}}, "violations": [what a node did to a trunk or EFA interface]}."""
         return self._lab("GET", "state")
 
     def owner(self, address: str) -> str | None:
-        """The ENI that holds an address now."""
-        held = self.state()["addresses"].get(address)
+        """The ENI that holds an address now, by itself or in a prefix."""
+        held = holder(self.state(), address)
         return held["eni"] if held else None
 
     def calls(self) -> dict[str, int]:
@@ -209,7 +245,8 @@ class Vpc:
         """Makes calls of an action misbehave; returns the fault's id.
 
         action: an EC2 action name, "*" for every one, or "imds".
-        kind: "error" (code=, status=, message=), "throttle", "garbage", "delay" (seconds=),
+        kind: "error" (code=, status=, message=), "throttle", "bucket" (throttles what comes
+              faster than rate= a second beyond burst=), "garbage", "delay" (seconds=),
               "lose-reply" (acts, then closes the connection); for imds: "silent",
               "error" (status=), "stale" (the interface tree freezes), "delay".
         count: how many calls; None until cleared.
@@ -368,6 +405,15 @@ def _is_ours(pid: int, state_dir: Path) -> bool:
 
 def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def holder(state: dict[str, Any], address: str) -> dict[str, Any] | None:
+    """Who holds an address in a state: its entry, or that of the prefix it lies in."""
+    if address in state["addresses"]:
+        return state["addresses"][address]
+    parsed = ipaddress.ip_address(address)
+    length = 28 if parsed.version == 4 else 80
+    return state["prefixes"].get(str(ipaddress.ip_network(f"{address}/{length}", strict=False)))
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

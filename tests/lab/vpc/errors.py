@@ -40,6 +40,61 @@ def no_free_addresses() -> Refusal:
     )
 
 
+def no_room_for_prefixes() -> Refusal:
+    """Fewer free addresses than the prefixes hold; seen: cilium#31016, which quotes AWS's
+    support: this one for a subnet at capacity, the next for a fragmented one."""
+    return bad_value("There aren't sufficient free Ipv4 addresses or prefixes")
+
+
+def no_free_blocks() -> Refusal:
+    """codes; seen: amazon-vpc-cni-k8s#1836, #1585."""
+    return Refusal(
+        "InsufficientCidrBlocks",
+        "The specified subnet does not have enough free cidr blocks to satisfy the request.",
+    )
+
+
+def no_ipv6_block(subnet: str) -> Refusal:
+    """unverified."""
+    return bad_value(f"The subnet '{subnet}' has no IPv6 CIDR block associated with it.")
+
+
+def one_of_ipv6() -> Refusal:
+    """seen for RunInstances: karpenter-provider-aws#2187; for ENI calls unverified."""
+    return bad_value(
+        "You can and can only specify one of ipv6-addresses or ipv6-addresses-count"
+        "  ipv6-prefix and ipv6-prefix-count."
+    )
+
+
+def prefixes_need_nitro(instance_type: str) -> Refusal:
+    """EC2 User Guide, "Prefix delegation": instances built on Nitro only; code unverified."""
+    return Refusal(
+        "UnsupportedOperation",
+        f"Prefixes are not supported on instances of type {instance_type}.",
+    )
+
+
+def no_ipv6_on_type(instance_type: str) -> Refusal:
+    """DescribeInstanceTypes, Ipv6Supported; code unverified."""
+    return bad_value(f"IPv6 is not supported for the instance type '{instance_type}'")
+
+
+def too_many_ipv6_addresses() -> Refusal:
+    """unverified: codes has a limit for IPv4 addresses alone."""
+    return Refusal("Ipv6AddressLimitExceeded", "Number of IPv6 addresses will exceed limit.")
+
+
+def prefixes_not_assigned(prefixes: list[str], eni: str) -> Refusal:
+    """Unassign of prefixes that the ENI does not hold; unverified."""
+    return bad_value(f"Some of [{', '.join(prefixes)}] are not assigned to interface {eni}")
+
+
+def bad_interface_type(given: str) -> Refusal:
+    """API reference, CreateNetworkInterface, InterfaceType; code unverified."""
+    return bad_value(f"Invalid value '{given}' for interfaceType")
+
+
 def too_many_addresses() -> Refusal:
     """codes; seen: amazon-vpc-cni-k8s#989."""
     return Refusal(

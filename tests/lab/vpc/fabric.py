@@ -31,6 +31,9 @@ from vpc.netns import Namespace, NetworkError, ensure_namespace, ip_in
 ENI_MTU = 9001  # EC2 User Guide, "Network MTU": jumbo frames inside a VPC
 OUTSIDE_MTU = 1500  # the same: 1500 through an internet gateway
 NODE_HOP = "169.254.0.1"  # next hop of every /32, pinned to the ENI's MAC
+# The same for IPv6, and the router's address on every link: EC2's (VPC UG, "IPv6 addressing").
+NODE_HOP6 = "fe80::2"
+ROUTER6 = "fe80:ec2::1"
 OUTSIDE_TABLE = 100
 OUTSIDE_LINK = "outside"
 
@@ -48,6 +51,28 @@ class Wire:
     def link(self) -> str:
         """The end in the fabric: 15 characters at most, so the id's tail."""
         return "v" + self.eni[-13:]
+
+
+@dataclass(frozen=True)
+class Primary:
+    """How an instance's primary interface is set up, as DHCP would do it."""
+
+    address: str
+    subnet_cidr: str
+    ipv6_addresses: tuple[str, ...] = ()
+
+
+# IPv6 has no rp_filter. Neighbour discovery speaks before it has an address.
+STRICT6 = """
+table ip6 fabric {
+  chain sources {
+    type filter hook prerouting priority raw; policy accept;
+    iif lo accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } accept
+    fib saddr . iif oif missing drop
+  }
+}
+"""
 
 
 def interface_name(device_index: int, card: int) -> str:
@@ -80,9 +105,14 @@ class Fabric:
                 "ipv4/conf/default/proxy_arp": "1",
                 "ipv4/conf/all/send_redirects": "0",
                 "ipv4/conf/default/send_redirects": "0",
-                "ipv6/conf/default/disable_ipv6": "1",
+                "ipv6/conf/all/disable_ipv6": "0",
+                "ipv6/conf/default/disable_ipv6": "0",
+                "ipv6/conf/all/forwarding": "1",
+                "ipv6/conf/default/forwarding": "1",
+                "ipv6/conf/default/accept_dad": "0",
             }
         )
+        self.namespace.nft(STRICT6)
         self.namespace.ip(
             [
                 f"link add name {OUTSIDE_LINK} mtu {OUTSIDE_MTU} type veth"
@@ -91,7 +121,9 @@ class Fabric:
                 f"addr add {layout.IMDS_ADDRESS}/32 dev lo scope host",
                 f"addr add {layout.OUTSIDE_GATEWAY}/32 dev {OUTSIDE_LINK}",
                 f"link set {OUTSIDE_LINK} up",
+                f"addr add {layout.OUTSIDE_IPV6_GATEWAY}/64 dev {OUTSIDE_LINK} nodad",
                 "route add blackhole default",
+                "route add blackhole ::/0",
                 f"route add {layout.INTERNET_ADDRESS}/32 dev {OUTSIDE_LINK} table {OUTSIDE_TABLE}",
                 # The fabric's own packets to the outside, and ARP with it.
                 f"rule add from {layout.OUTSIDE_GATEWAY} lookup {OUTSIDE_TABLE}",
@@ -102,29 +134,33 @@ class Fabric:
                 f"addr add {layout.INTERNET_ADDRESS}/24 dev eth0",
                 "link set eth0 up",
                 f"route add default via {layout.OUTSIDE_GATEWAY}",
+                f"addr add {layout.INTERNET_IPV6_ADDRESS}/64 dev eth0 nodad",
+                f"route add ::/0 via {layout.OUTSIDE_IPV6_GATEWAY}",
             ]
         )
 
-    def add_subnet(self, cidr: str) -> None:
+    def add_subnet(self, cidr: str, ipv6_cidr: str | None) -> None:
         """Gives a subnet its gateway, and drops what goes to addresses nobody holds."""
         gateway = ipaddress.ip_network(cidr).network_address + 1
-        self.namespace.ip([f"addr add {gateway}/32 dev lo", f"route add blackhole {cidr}"])
+        lines = [f"addr add {gateway}/32 dev lo", f"route add blackhole {cidr}"]
+        self.namespace.ip([*lines, *([f"route add blackhole {ipv6_cidr}"] if ipv6_cidr else [])])
 
-    def remove_subnet(self, cidr: str) -> None:
+    def remove_subnet(self, cidr: str, ipv6_cidr: str | None) -> None:
         """Undoes `add_subnet`."""
         gateway = ipaddress.ip_network(cidr).network_address + 1
-        self.namespace.ip([f"route del blackhole {cidr}", f"addr del {gateway}/32 dev lo"])
+        lines = [f"route del blackhole {cidr}", f"addr del {gateway}/32 dev lo"]
+        self.namespace.ip([*lines, *([f"route del blackhole {ipv6_cidr}"] if ipv6_cidr else [])])
 
     def ensure_node(self, netns: str) -> None:
         """Makes a node's namespace where its maker has not."""
         ensure_namespace(netns, self.state_dir)
 
-    def attach(self, wire: Wire, addresses: list[str], primary_in: str | None = None) -> None:
-        """Puts an ENI's interface in its node.
+    def attach(self, wire: Wire, destinations: list[str], primary: Primary | None = None) -> None:
+        """Puts an ENI's interface in its node, and delivers to it.
 
-        With `primary_in`, the subnet's CIDR, it is the instance's primary interface: it
-        comes up with its address (the first) and the default route, as DHCP would do, and
-        the address is let outside. Any other appears down and bare, as on EC2.
+        With `primary` it is the instance's primary interface: it comes up with its address
+        and the default route, as DHCP would do, and the address is let outside. Any other
+        appears down and bare, as on EC2.
         """
         link = wire.link
         lines = [
@@ -133,18 +169,20 @@ class Fabric:
             # A proxied ARP answer is otherwise delayed by up to 0.8 s.
             f"ntable change name arp_cache dev {link} proxy_delay 0",
             f"link set {link} up",
+            f"addr add {ROUTER6}/64 dev {link} nodad",
             f"neigh replace {NODE_HOP} lladdr {wire.mac} dev {link} nud permanent",
-            *(_route(address, link) for address in addresses),
+            f"neigh replace {NODE_HOP6} lladdr {wire.mac} dev {link} nud permanent",
+            *(_route(destination, link) for destination in destinations),
         ]
-        if primary_in is not None:
-            lines.append(f"rule add from {addresses[0]} lookup {OUTSIDE_TABLE}")
+        if primary is not None:
+            lines.append(f"rule add from {primary.address} lookup {OUTSIDE_TABLE}")
         self._wires[wire.eni] = wire
-        if primary_in is not None:
-            self._public[wire.eni] = addresses[0]
+        if primary is not None:
+            self._public[wire.eni] = primary.address
         try:
             self.namespace.ip(lines)
-            if primary_in is not None:
-                ip_in(wire.netns, _primary(wire.interface, addresses[0], primary_in))
+            if primary is not None:
+                ip_in(wire.netns, _primary(wire.interface, primary))
         except NetworkError:
             self.detach(wire.eni)
             raise
@@ -167,17 +205,19 @@ class Fabric:
                 if not any(word in str(error) for word in ("Cannot find", "No such file")):
                     raise
 
-    def assign(self, eni: str, addresses: list[str]) -> None:
-        """Delivers more addresses to an ENI; nothing to do while it is attached nowhere."""
+    def assign(self, eni: str, destinations: list[str]) -> None:
+        """Delivers more to an ENI; nothing to do while it is attached nowhere."""
         wire = self._wires.get(eni)
-        if wire is not None and addresses:
-            self.namespace.ip(_route(address, wire.link) for address in addresses)
+        if wire is not None and destinations:
+            self.namespace.ip(_route(destination, wire.link) for destination in destinations)
 
-    def unassign(self, eni: str, addresses: list[str]) -> None:
-        """Delivers these addresses to nobody any more."""
+    def unassign(self, eni: str, destinations: list[str]) -> None:
+        """Delivers these to nobody any more."""
         wire = self._wires.get(eni)
-        if wire is not None and addresses:
-            self.namespace.ip(f"route del {a}/32 dev {wire.link}" for a in addresses)
+        if wire is not None and destinations:
+            self.namespace.ip(
+                f"route del {ipaddress.ip_network(one)} dev {wire.link}" for one in destinations
+            )
 
     def close(self) -> None:
         """Leaves the namespaces; removing them is the owner's last step."""
@@ -185,14 +225,22 @@ class Fabric:
         self.internet.close()
 
 
-def _route(address: str, link: str) -> str:
-    return f"route replace {address}/32 via {NODE_HOP} dev {link} onlink"
+def _route(destination: str, link: str) -> str:
+    network = ipaddress.ip_network(destination)
+    if network.version == 6:
+        return f"route replace {network} via {NODE_HOP6} dev {link}"
+    return f"route replace {network} via {NODE_HOP} dev {link} onlink"
 
 
-def _primary(interface: str, address: str, subnet_cidr: str) -> list[str]:
-    subnet = ipaddress.ip_network(subnet_cidr)
-    return [
+def _primary(interface: str, primary: Primary) -> list[str]:
+    subnet = ipaddress.ip_network(primary.subnet_cidr)
+    lines = [
         f"link set {interface} up",
-        f"addr add {address}/{subnet.prefixlen} brd + dev {interface}",
+        f"addr add {primary.address}/{subnet.prefixlen} brd + dev {interface}",
         f"route add default via {subnet.network_address + 1} dev {interface}",
     ]
+    if primary.ipv6_addresses:
+        # DHCPv6 gives single addresses; the route is what the router advertises.
+        lines += [f"addr add {one}/128 dev {interface} nodad" for one in primary.ipv6_addresses]
+        lines.append(f"route add ::/0 via {ROUTER6} dev {interface}")
+    return lines

@@ -4,7 +4,9 @@ A fault hits calls of one action ("*": every EC2 action; "imds": metadata reques
 number of times or until it is cleared. The first matching fault is taken.
 
 kinds for EC2:  error (code, status, message), throttle, garbage, delay (seconds),
-                lose-reply (the call acts, then the connection closes without an answer)
+                lose-reply (the call acts, then the connection closes without an answer),
+                bucket (burst, rate: calls beyond burst + rate a second are throttled;
+                "Request throttling for the Amazon EC2 API": token buckets for an account)
 kinds for IMDS: error (status), silent (no answer), delay (seconds), stale (the interface
                 tree stays as it was when the fault was set)
 """
@@ -13,11 +15,12 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-EC2_KINDS = ("error", "throttle", "garbage", "delay", "lose-reply")
+EC2_KINDS = ("error", "throttle", "garbage", "delay", "lose-reply", "bucket")
 IMDS_KINDS = ("error", "silent", "delay", "stale")
 IMDS = "imds"
 
@@ -35,6 +38,19 @@ class Fault:
     message: str = "An internal error has occurred"
     seconds: float = 0.0
     instance: str | None = None
+    burst: float = 0.0
+    rate: float = 0.0
+    tokens: float = 0.0
+    filled_at: float = 0.0
+
+    def spends(self, now: float) -> bool:
+        """Takes a token of the bucket; False where there is none left."""
+        self.tokens = min(self.burst, self.tokens + (now - self.filled_at) * self.rate)
+        self.filled_at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
 
 
 class BadFault(ValueError):
@@ -61,6 +77,9 @@ class Faults:
             raise BadFault(f"kind {fault.kind!r} for {fault.action}: one of {', '.join(kinds)}")
         if fault.count is not None and fault.count < 1:
             raise BadFault(f"count {fault.count}: at least 1, or none")
+        if fault.kind == "bucket" and (fault.burst < 1 or fault.rate < 0):
+            raise BadFault("bucket: burst of at least 1, rate of at least 0 a second")
+        fault.tokens, fault.filled_at = fault.burst, time.monotonic()
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -101,6 +120,8 @@ class Faults:
     def _take(self, matches: Any) -> Fault | None:
         for fault in self._faults:
             if matches(fault):
+                if fault.kind == "bucket" and fault.spends(time.monotonic()):
+                    continue
                 if fault.count is not None:
                     fault.count -= 1
                     if fault.count == 0:

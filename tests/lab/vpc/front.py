@@ -98,7 +98,7 @@ class Front:
             match fault.kind:
                 case "error":
                     return error(fault.status, fault.code, fault.message)
-                case "throttle":
+                case "throttle" | "bucket":
                     # codes: RequestLimitExceeded; "Request throttling": HTTP 503.
                     return error(503, "RequestLimitExceeded", "Request limit exceeded.")
                 case "garbage":

@@ -9,7 +9,7 @@ from moto.ec2.models.instances import Instance
 from vpc import errors, layout, limits
 from vpc.actions import Call, action
 from vpc.attachments import attach
-from vpc.enis import create, delete, find, groups_of
+from vpc.enis import Wanted, create, delete, find, groups_of
 from vpc.interfaces import Interface
 from vpc.world import World, netns_of
 
@@ -79,6 +79,7 @@ def _specs(world: World, call: Call) -> list[dict[str, Any]]:
                 "DeviceIndex": 0,
                 "SubnetId": call.text("SubnetId"),
                 "Groups": groups,
+                "Ipv6AddressCount": call.count("Ipv6AddressCount"),
                 **({"PrivateIpAddress": single} if single else {}),
             }
         ]
@@ -120,8 +121,13 @@ def _spec(world: World, given: dict[str, Any]) -> dict[str, Any]:
         "groups": groups,
         "index": int(given.get("DeviceIndex", 0)),
         "card": int(given.get("NetworkCardIndex", 0)),
-        "explicit": addresses,
-        "secondary": int(given.get("SecondaryPrivateIpAddressCount") or 0),
+        "wanted": Wanted(
+            explicit=addresses,
+            secondary=int(given.get("SecondaryPrivateIpAddressCount") or 0),
+            prefix_count=int(given.get("Ipv4PrefixCount") or 0),
+            ipv6_count=int(given.get("Ipv6AddressCount") or 0),
+            ipv6_prefix_count=int(given.get("Ipv6PrefixCount") or 0),
+        ),
         "description": given.get("Description") or "",
         "delete": str(ends).lower() == "true",
     }
@@ -137,7 +143,7 @@ def _how_many(world: World, call: Call, specs: list[dict[str, Any]]) -> int:
     for spec in specs:
         if spec["eni"] is None:
             subnets[spec["subnet"].id] = spec["subnet"]
-            taken = max(1, len(spec["explicit"])) + spec["secondary"]
+            taken = max(1, len(spec["wanted"].explicit)) + spec["wanted"].secondary
             needed[spec["subnet"].id] = needed.get(spec["subnet"].id, 0) + taken
     for subnet_id, each in needed.items():
         subnet = subnets[subnet_id]
@@ -163,8 +169,7 @@ def _launch_interface(world: World, instance: Instance, spec: dict[str, Any]) ->
         [group.id for group in spec["groups"]],
         spec["description"],
         {},
-        explicit=spec["explicit"],
-        secondary=spec["secondary"],
+        spec["wanted"],
     )
     try:
         attach(world, eni, instance, spec["index"], spec["card"])

@@ -12,6 +12,7 @@ from moto.ec2.models.elastic_network_interfaces import Attachment, NetworkInterf
 from moto.ec2.utils import random_eni_attach_id
 
 from vpc.fabric import Wire, interface_name
+from vpc.holdings import Holdings
 from vpc.layout import REGION
 from vpc.world import netns_of
 
@@ -26,7 +27,7 @@ class Snapshot:
     """What a read can see of an ENI as of one moment."""
 
     at: float
-    addresses: tuple[str, ...]
+    held: Holdings
     groups: tuple[Any, ...]
     description: str
     attachment: Attached | None
@@ -53,28 +54,25 @@ class Attached:
 
 
 class Interface(NetworkInterface):
-    """An ENI whose addresses, groups and attachment obey EC2. The first address is the
-    primary one."""
+    """An ENI whose holdings, groups and attachment obey EC2."""
 
     def __init__(
         self,
         world: World,
         subnet: Any,
-        addresses: list[str],
+        held: Holdings,
         groups: list[Any],
         description: str,
         tags: dict[str, str],
+        interface_type: str = "interface",
     ):
-        listed = [
-            {"Primary": at == 0, "PrivateIpAddress": address, "PrivateDnsName": dns_name(address)}
-            for at, address in enumerate(addresses)
-        ]
+        addresses = held.addresses
         # moto makes up addresses and groups only where it is given none.
         super().__init__(
             world.backend,
             subnet,
             addresses[0],
-            listed,
+            _listed(addresses),
             group_ids=[group.id for group in groups],
             description=description,
             tags=tags,
@@ -82,6 +80,9 @@ class Interface(NetworkInterface):
         self.mac_address = _unused_mac(world)
         self.private_dns_name = dns_name(addresses[0])
         self.requester_id = world.account
+        self.interface_type = interface_type
+        self.held = held
+        self.ipv6_addresses = list(held.ipv6_addresses)  # what moto's own answers read
         self.attached: Attached | None = None
         self.created_at = world.now()
         self._history: deque[Snapshot] = deque(maxlen=HISTORY)
@@ -95,26 +96,14 @@ class Interface(NetworkInterface):
 
     @property
     def addresses(self) -> list[str]:
-        """All its addresses, the primary one first."""
-        return [item["PrivateIpAddress"] for item in self.private_ip_addresses]
+        """All its IPv4 addresses, the primary one first."""
+        return list(self.held.addresses)
 
-    def add_addresses(self, world: World, addresses: list[str]) -> None:
-        """Notes addresses that the ledger gave."""
-        for address in addresses:
-            self.private_ip_addresses.append(
-                {
-                    "Primary": False,
-                    "PrivateIpAddress": address,
-                    "PrivateDnsName": dns_name(address),
-                }
-            )
-        self.written(world)
-
-    def drop_addresses(self, world: World, addresses: list[str]) -> None:
-        """Forgets addresses that went back to the ledger."""
-        self.private_ip_addresses = [
-            item for item in self.private_ip_addresses if item["PrivateIpAddress"] not in addresses
-        ]
+    def hold(self, world: World, held: Holdings) -> None:
+        """Notes what it holds from now on, which the ledger knows already."""
+        self.held = held
+        self.private_ip_addresses = _listed(held.addresses)
+        self.ipv6_addresses = list(held.ipv6_addresses)
         self.written(world)
 
     def set_attached(self, world: World, instance: Any, device_index: int, card: int) -> None:
@@ -176,7 +165,7 @@ class Interface(NetworkInterface):
         self._history.append(
             Snapshot(
                 world.now(),
-                tuple(self.addresses),
+                self.held,
                 tuple(self._group_set),
                 self.description,
                 self.attached,
@@ -221,6 +210,8 @@ class Interface(NetworkInterface):
             "mac": self.mac_address,
             "subnet": self.subnet.id,
             "zone": self.subnet.availability_zone,
+            "vpc": self.subnet.vpc_id,
+            "type": self.interface_type,
             "description": self.description,
             "status": self.status,
             "instance": attached.instance if attached else None,
@@ -233,6 +224,10 @@ class Interface(NetworkInterface):
             else None,
             "primary": self.addresses[0],
             "addresses": self.addresses,
+            "prefixes": list(self.held.prefixes),
+            "ipv6_addresses": list(self.held.ipv6_addresses),
+            "ipv6_prefixes": list(self.held.ipv6_prefixes),
+            "groups": [group.id for group in self._group_set],
             "tags": dict(self.ec2_backend.tags.get(self.id, {})),
         }
 
@@ -240,6 +235,7 @@ class Interface(NetworkInterface):
 def describe(world: World, eni: Interface, status: str | None = None) -> dict[str, Any]:
     """An ENI as the API answers it (API reference: NetworkInterface)."""
     seen = eni.seen(world)
+    addresses = seen.held.addresses
     answer: dict[str, Any] = {
         "NetworkInterfaceId": eni.id,
         "SubnetId": eni.subnet.id,
@@ -251,15 +247,21 @@ def describe(world: World, eni: Interface, status: str | None = None) -> dict[st
         "RequesterManaged": False,
         "Status": status or ("in-use" if seen.attachment else "available"),
         "MacAddress": eni.mac_address,
-        "InterfaceType": "interface",
-        "PrivateIpAddress": seen.addresses[0],
-        "PrivateDnsName": dns_name(seen.addresses[0]),
+        "InterfaceType": eni.interface_type,
+        "PrivateIpAddress": addresses[0],
+        "PrivateDnsName": dns_name(addresses[0]),
         "SourceDestCheck": True,
         "Groups": [{"GroupId": g.id, "GroupName": g.name} for g in seen.groups],
         "PrivateIpAddresses": [
             {"PrivateIpAddress": a, "PrivateDnsName": dns_name(a), "Primary": at == 0}
-            for at, a in enumerate(seen.addresses)
+            for at, a in enumerate(addresses)
         ],
+        "Ipv4Prefixes": [{"Ipv4Prefix": prefix} for prefix in seen.held.prefixes],
+        "Ipv6Addresses": [
+            {"Ipv6Address": address, "IsPrimaryIpv6": False}
+            for address in seen.held.ipv6_addresses
+        ],
+        "Ipv6Prefixes": [{"Ipv6Prefix": prefix} for prefix in seen.held.ipv6_prefixes],
         "TagSet": [
             {"Key": key, "Value": value}
             for key, value in world.backend.tags.get(eni.id, {}).items()
@@ -283,6 +285,13 @@ def describe(world: World, eni: Interface, status: str | None = None) -> dict[st
 def dns_name(address: str) -> str:
     """ip-10-40-0-4.us-west-2.compute.internal (EC2 User Guide, "hostname types")."""
     return f"ip-{address.replace('.', '-')}.{REGION}.compute.internal"
+
+
+def _listed(addresses: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [
+        {"Primary": at == 0, "PrivateIpAddress": address, "PrivateDnsName": dns_name(address)}
+        for at, address in enumerate(addresses)
+    ]
 
 
 def _slot(device_index: int, card: int) -> int:

@@ -1,7 +1,7 @@
 """A host outside the VPC that says and writes down which source address it sees.
 
-HTTP on port 80 answers any GET or POST with the source address and a newline; UDP on the
-echo port answers "ADDRESS:PORT " and what came. Each line of the log is one visit.
+HTTP on port 80, over IPv4 and IPv6, answers any GET or POST with the source address and a
+newline; UDP on the echo port answers "ADDRESS:PORT " and what came. Each line of the log is one visit.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Internet:
         self._path = state_dir / layout.INTERNET_LOG
         self._path.write_text("")
         self._lock = threading.Lock()
-        host = self
+        internet = self
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 30.0
 
             def do_GET(self) -> None:
-                host.record("tcp", self.client_address, self.path)
+                internet.record("tcp", self.client_address, self.path)
                 body = f"{self.client_address[0]}\n".encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain")
@@ -45,11 +45,14 @@ class Internet:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        address = (layout.INTERNET_ADDRESS, layout.INTERNET_HTTP_PORT)
-        self.http = ThreadingHTTPServer(address, Handler, False)
-        self.http.socket.close()
-        self.http.socket = namespace.listen(*address)
-        self.http.daemon_threads = True
+        self.servers = []
+        for host in (layout.INTERNET_ADDRESS, layout.INTERNET_IPV6_ADDRESS):
+            address = (host, layout.INTERNET_HTTP_PORT)
+            server = ThreadingHTTPServer(address, Handler, False)
+            server.socket.close()
+            server.socket = namespace.listen(*address)
+            server.daemon_threads = True
+            self.servers.append(server)
         self.udp = namespace.bind_udp(layout.INTERNET_ADDRESS, layout.INTERNET_UDP_PORT)
 
     def record(self, protocol: str, source: tuple[str, int], what: str) -> None:

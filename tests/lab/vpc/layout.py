@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -12,15 +13,42 @@ DEFAULT_PREFIX = "selvage-"
 DEFAULT_LAG = 0.2  # seconds that reads trail writes
 
 REGION = "us-west-2"
-VPC_CIDR = "10.40.0.0/16"
-SUBNETS = (("10.40.0.0/20", "us-west-2a"), ("10.40.16.0/20", "us-west-2b"))
 
-# What lies outside the VPC: TEST-NET-2 (RFC 5737).
+VPC_CIDR = "10.40.0.0/16"
+POD_CIDR = "100.64.0.0/16"  # a secondary block, as pods of their own subnets have (RFC 6598)
+VPC_IPV6 = "2001:db8:40::/56"  # RFC 3849
+PEER_CIDR = "10.41.0.0/16"  # the second VPC, peered with the first
+PEER_IPV6 = "2001:db8:41::/56"
+VPC_BLOCKS = (VPC_CIDR, POD_CIDR, PEER_CIDR)
+
+
+@dataclass(frozen=True)
+class SubnetPlan:
+    """A subnet that is there from the start, and what it is for."""
+
+    kind: str  # "node", "pod" or "peer"
+    cidr: str
+    ipv6_cidr: str
+    zone: str
+
+
+SUBNETS = (
+    SubnetPlan("node", "10.40.0.0/20", "2001:db8:40::/64", "us-west-2a"),
+    SubnetPlan("node", "10.40.16.0/20", "2001:db8:40:1::/64", "us-west-2b"),
+    SubnetPlan("pod", "100.64.0.0/20", "2001:db8:40:2::/64", "us-west-2a"),
+    SubnetPlan("pod", "100.64.16.0/20", "2001:db8:40:3::/64", "us-west-2b"),
+    SubnetPlan("peer", "10.41.0.0/20", "2001:db8:41::/64", "us-west-2a"),
+    SubnetPlan("peer", "10.41.16.0/20", "2001:db8:41:1::/64", "us-west-2b"),
+)
+
+# What lies outside the VPC: TEST-NET-2 (RFC 5737), and a block of RFC 3849.
 OUTSIDE_CIDR = "198.51.100.0/24"
 OUTSIDE_GATEWAY = "198.51.100.1"
+OUTSIDE_IPV6_GATEWAY = "2001:db8:f::1"
 EC2_ADDRESS = "198.51.100.2"
 EC2_PORT = 80
 INTERNET_ADDRESS = "198.51.100.10"
+INTERNET_IPV6_ADDRESS = "2001:db8:f::10"
 INTERNET_HTTP_PORT = 80
 INTERNET_UDP_PORT = 7  # echo, RFC 862
 IMDS_ADDRESS = "169.254.169.254"

@@ -1,7 +1,8 @@
 """What an instance type allows: moto's copy of EC2's own catalogue.
 
 Source: DescribeInstanceTypes, NetworkInfo (MaximumNetworkInterfaces per card,
-Ipv4AddressesPerInterface, which counts the primary address too).
+Ipv4AddressesPerInterface, which counts the primary address too, Ipv6AddressesPerInterface);
+Hypervisor and BareMetal: prefixes need Nitro (EC2 User Guide, "Prefix delegation").
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from vpc import errors
 
 @dataclass(frozen=True)
 class Limits:
-    """Interfaces by network card, and addresses (primary included) on each interface."""
+    """Interfaces by network card, and addresses (primary included) on each interface. A
+    prefix takes the place of one address."""
 
     instance_type: str
     interfaces_by_card: tuple[int, ...]
     addresses_per_interface: int
+    ipv6_addresses_per_interface: int  # 0 where the type has no IPv6
+    takes_prefixes: bool
 
     @property
     def interfaces(self) -> int:
@@ -38,4 +42,6 @@ def of(instance_type: str) -> Limits:
         instance_type,
         tuple(card["MaximumNetworkInterfaces"] for card in cards),
         network["Ipv4AddressesPerInterface"],
+        network.get("Ipv6AddressesPerInterface", 0) if network.get("Ipv6Supported") else 0,
+        known.get("Hypervisor") == "nitro" or known.get("BareMetal", False),
     )

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from vpc import layout
+from vpc.addresses import ipv6_block
 from vpc.world import World
 
 Tree = dict[str, Any]
@@ -37,6 +38,7 @@ def tree(world: World, instance: Any) -> Tree:
         "instance-id": instance.id,
         "instance-life-cycle": "on-demand",
         "instance-type": instance.instance_type,
+        **_unless_empty("ipv6", primary.held.ipv6_addresses[:1]),
         "local-hostname": instance.private_dns_name,
         "local-ipv4": primary.addresses[0],
         "mac": primary.mac_address,
@@ -70,9 +72,15 @@ def interfaces(world: World, instance: Any) -> Tree:
 def _interface(world: World, eni: Any) -> Tree:
     vpc = world.backend.get_vpc(eni.subnet.vpc_id)
     blocks = [str(block["cidr_block"]) for block in vpc.get_cidr_block_association_set()]
+    blocks6 = [str(block["cidr_block"]) for block in vpc.get_cidr_block_association_set(ipv6=True)]
+    subnet6 = ipv6_block(eni.subnet)
+    held = eni.held
     return {
         "device-number": str(eni.attached.device_index),
         "interface-id": eni.id,
+        **_unless_empty("ipv4-prefix", held.prefixes),
+        **_unless_empty("ipv6-prefix", held.ipv6_prefixes),
+        **_unless_empty("ipv6s", held.ipv6_addresses),
         "local-hostname": eni.private_dns_name,
         "local-ipv4s": "\n".join(eni.addresses),
         "mac": eni.mac_address,
@@ -82,10 +90,17 @@ def _interface(world: World, eni: Any) -> Tree:
         "security-groups": "\n".join(group.name for group in eni.group_set),
         "subnet-id": eni.subnet.id,
         "subnet-ipv4-cidr-block": str(ipaddress.ip_network(eni.subnet.cidr_block)),
+        **_unless_empty("subnet-ipv6-cidr-blocks", (subnet6,) if subnet6 else ()),
         "vpc-id": eni.subnet.vpc_id,
         "vpc-ipv4-cidr-block": blocks[0],
         "vpc-ipv4-cidr-blocks": "\n".join(blocks),
+        **_unless_empty("vpc-ipv6-cidr-blocks", tuple(blocks6)),
     }
+
+
+def _unless_empty(name: str, values: tuple[str, ...]) -> Tree:
+    """A key that is not there where it has no value."""
+    return {name: "\n".join(values)} if values else {}
 
 
 def _credentials(world: World, instance: str) -> str:

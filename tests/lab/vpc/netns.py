@@ -60,6 +60,10 @@ class Namespace:
         text = "\n".join(lines) + "\n"
         self.run(lambda: _command(["ip", "-batch", "-"], text))
 
+    def nft(self, text: str) -> None:
+        """Loads nftables rules, all or none."""
+        self.run(lambda: _command(["nft", "-f", "-"], text))
+
     def sysctl(self, values: dict[str, str]) -> None:
         """Writes sysctls of this namespace: /proc/sys/net shows that of the thread."""
 
@@ -71,7 +75,8 @@ class Namespace:
 
     def listen(self, address: str, port: int) -> socket.socket:
         """A listening TCP socket that belongs to this namespace."""
-        return self.run(lambda: socket.create_server((address, port), backlog=256))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return self.run(lambda: socket.create_server((address, port), family=family, backlog=256))
 
     def bind_udp(self, address: str, port: int) -> socket.socket:
         """A bound UDP socket that belongs to this namespace."""

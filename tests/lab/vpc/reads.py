@@ -8,6 +8,7 @@ from moto.ec2.models.subnets import Subnet
 
 from vpc import errors
 from vpc.actions import Call, action
+from vpc.addresses import ipv6_block
 from vpc.enis import find
 from vpc.pages import page
 from vpc.world import World
@@ -46,13 +47,13 @@ def patch_tags(world: World) -> None:
 
 
 def patch_subnets(world: World) -> None:
-    """Subnets of the lab's VPC have a gateway in the fabric; those in use stay."""
+    """Subnets of the lab's VPCs have a gateway in the fabric; those in use stay."""
     make, remove = world.backend.create_subnet, world.backend.delete_subnet
 
     def create_subnet(*args: Any, **kwargs: Any) -> Any:
         subnet = make(*args, **kwargs)
-        if subnet.vpc_id == world.vpc_id:
-            world.fabric.add_subnet(subnet.cidr_block)
+        if subnet.vpc_id in world.vpcs:
+            world.fabric.add_subnet(subnet.cidr_block, ipv6_block(subnet))
         return subnet
 
     def delete_subnet(subnet_id: str) -> Any:
@@ -60,8 +61,8 @@ def patch_subnets(world: World) -> None:
         if any(eni.subnet.id == subnet_id for eni in world.interfaces()):
             raise errors.subnet_in_use(subnet_id)
         removed = remove(subnet_id)
-        if subnet.vpc_id == world.vpc_id:
-            world.fabric.remove_subnet(subnet.cidr_block)
+        if subnet.vpc_id in world.vpcs:
+            world.fabric.remove_subnet(subnet.cidr_block, ipv6_block(subnet))
         return removed
 
     def free(subnet: Any) -> int:

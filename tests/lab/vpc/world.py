@@ -19,6 +19,15 @@ from vpc.faults import Faults
 from vpc.tokens import ClientTokens
 
 
+@dataclass(frozen=True)
+class VpcInfo:
+    """A VPC whose interfaces are in the fabric, and its groups."""
+
+    id: str
+    default_group: str
+    pod_group: str
+
+
 @dataclass
 class Lag:
     """How far reads trail writes, in seconds ("Eventual consistency in the Amazon EC2
@@ -31,7 +40,7 @@ class Lag:
 
 
 class World:
-    """All state of one VPC. Whoever reads or changes it holds `lock`."""
+    """All state of the lab's two VPCs. Whoever reads or changes it holds `lock`."""
 
     def __init__(self, state_dir: Path, fabric: Fabric, lag: float):
         self.lock = threading.RLock()
@@ -44,9 +53,12 @@ class World:
         self.faults = Faults()
         self.tokens = ClientTokens()
         self.credentials = Credentials()
-        self.vpc_id = ""
-        self.security_group = ""
-        self.subnet_ids: list[str] = []
+        self.vpcs: dict[str, VpcInfo] = {}
+        self.vpc_id = ""  # of the first one
+        self.peer_id = ""  # of the one it is peered with
+        self.subnets: list[tuple[str, str]] = []  # what for (layout.SubnetPlan.kind), and id
+        # What no address agent may do, and a node's agent did; in words.
+        self.violations: list[str] = []
         self._ledgers: dict[str, Ledger] = {}
 
     def now(self) -> float:
@@ -58,13 +70,28 @@ class World:
         return self._ledgers.setdefault(vpc_id, Ledger())
 
     def build(self) -> None:
-        """Makes the lab's VPC, its subnets and its security group."""
-        vpc = self.backend.create_vpc(layout.VPC_CIDR)
-        self.vpc_id = vpc.id
-        self.security_group = self.backend.get_default_security_group(vpc.id).id
-        for cidr, zone in layout.SUBNETS:
-            subnet = self.backend.create_subnet(vpc.id, cidr, availability_zone=zone)
-            self.subnet_ids.append(subnet.id)
+        """Makes the lab's two VPCs, their subnets and their security groups."""
+        self.vpc_id = self._build_vpc(layout.VPC_CIDR, layout.VPC_IPV6)
+        self.backend.get_vpc(self.vpc_id).associate_vpc_cidr_block(layout.POD_CIDR)
+        self.peer_id = self._build_vpc(layout.PEER_CIDR, layout.PEER_IPV6)
+        for plan in layout.SUBNETS:
+            subnet = self.backend.create_subnet(
+                self.peer_id if plan.kind == "peer" else self.vpc_id,
+                plan.cidr,
+                ipv6_cidr_block=plan.ipv6_cidr,
+                availability_zone=plan.zone,
+            )
+            self.subnets.append((plan.kind, subnet.id))
+
+    def _build_vpc(self, cidr: str, ipv6_cidr: str) -> str:
+        vpc = self.backend.create_vpc(cidr, amazon_provided_ipv6_cidr_block=True)
+        # moto makes up the IPv6 block.
+        [association] = vpc.get_cidr_block_association_set(ipv6=True)
+        association["cidr_block"] = ipv6_cidr
+        default = self.backend.get_default_security_group(vpc.id)
+        pods = self.backend.create_security_group("pods", "of pods alone", vpc_id=vpc.id)
+        self.vpcs[vpc.id] = VpcInfo(vpc.id, default.id, pods.id)
+        return vpc.id
 
     def interfaces(self) -> list[Any]:
         """Every ENI, detachments that are through included."""
@@ -73,9 +100,12 @@ class World:
         return list(self.backend.enis.values())
 
     def holder(self, address: str) -> Any | None:
-        """The ENI of the lab's VPC that holds an address."""
-        eni = self.ledger(self.vpc_id).holder(address)
-        return self.backend.enis.get(eni) if eni else None
+        """The ENI of the lab's VPCs that holds an address, by itself or in a prefix."""
+        for vpc_id in self.vpcs:
+            eni = self.ledger(vpc_id).holder(address)
+            if eni:
+                return self.backend.enis.get(eni)
+        return None
 
     def instances(self) -> list[Any]:
         """Every instance that is not terminated."""
@@ -85,15 +115,18 @@ class World:
         """The truth as JSON, without lag."""
         enis = [eni.dump() for eni in self.interfaces()]
         by_id = {eni["id"]: eni for eni in enis}
-        addresses = {}
-        for address, eni_id in self.ledger(self.vpc_id).items():
+
+        def owner(eni_id: str) -> dict[str, Any]:
             eni = by_id[eni_id]
-            addresses[address] = {
-                "eni": eni_id,
-                "instance": eni["instance"],
-                "netns": eni["netns"],
-                "primary": address == eni["primary"],
-            }
+            return {"eni": eni_id, "instance": eni["instance"], "netns": eni["netns"]}
+
+        addresses, prefixes = {}, {}
+        for vpc_id in self.vpcs:
+            for address, eni_id in self.ledger(vpc_id).addresses():
+                primary = address == by_id[eni_id]["primary"]
+                addresses[address] = {**owner(eni_id), "primary": primary}
+            for prefix, eni_id in self.ledger(vpc_id).prefixes():
+                prefixes[prefix] = owner(eni_id)
         instances = [
             {
                 "id": instance.id,
@@ -112,6 +145,8 @@ class World:
             "instances": instances,
             "enis": enis,
             "addresses": addresses,
+            "prefixes": prefixes,
+            "violations": list(self.violations),
         }
 
 
