@@ -1,11 +1,14 @@
 """Our own agents on the lab: their images, and the manifests that are shipped."""
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+from vpc import layout
+
 from . import builds
-from .config import CHECKOUT, Config
+from .config import CHECKOUT, COMPONENTS, Config
 from .progress import say, step, wait_until
 
 OVERLAYS = CHECKOUT / "tests" / "lab" / "manifests"
@@ -43,11 +46,58 @@ def apply(lab, vpc) -> None:
         for name, value in values.items():
             text = text.replace(name, value)
         file.write_text(text)
-    with step(f"kubectl apply -k tests/lab/manifests/{chosen}"):
+    if "selvage-ipamd" in lab.config.agents():
+        _add_mode(tree / "tests" / "lab" / "manifests", chosen, lab.config)
+    with step(f"kubectl apply -k tests/lab/manifests/{chosen} ({lab.config.mode})"):
         lab.kubectl.run("apply", "-k", str(tree / "tests" / "lab" / "manifests" / chosen))
+    if lab.config.mode.startswith("custom"):
+        _apply_eni_configs(lab, vpc)
     for agent in lab.config.agents():
         with step(f"{agent} Ready on every node"):
             _wait(lab, agent)
+
+
+def _add_mode(overlays: Path, chosen: str, config: Config) -> None:
+    """Adds the mode's components, and the settings that were asked for, to the copied overlay."""
+    components = [f"../../../../manifests/components/{name}" for name in COMPONENTS[config.mode]]
+    settings = dict(config.settings)
+    if config.peered:
+        # Blocks of the other side, whichever side a node is on: they are reached without translation.
+        settings.setdefault("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", ",".join(layout.VPC_BLOCKS))
+    if settings:
+        component = overlays / "parts" / "settings"
+        component.mkdir()
+        patch = {
+            "apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": {"name": "selvage-ipamd", "namespace": "selvage-system"},
+            "spec": {"template": {"spec": {"containers": [{
+                "name": "selvage-ipamd", "env": [{"name": name, "value": value} for name, value in settings.items()],
+            }]}}},
+        }
+        (component / "kustomization.yaml").write_text(json.dumps({
+            "apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component", "patches": [{"patch": json.dumps(patch)}],
+        }))
+        components.append("../parts/settings")
+    file = overlays / chosen / "kustomization.yaml"
+    # The list of components ends the file.
+    file.write_text(file.read_text() + "".join(f"  - {path}\n" for path in components))
+
+
+def _apply_eni_configs(lab, vpc) -> None:
+    """An ENIConfig for each zone, and for a node in the peered VPC one of its own, named by annotation."""
+    configs = {subnet.zone: (subnet.id, vpc.pod_security_group) for subnet in vpc.pod_subnets}
+    if lab.config.peered:
+        node = lab.config.node_names[-1]
+        subnet = vpc.peer_subnets[(lab.config.nodes - 1) % len(vpc.peer_subnets)]
+        configs[node] = (subnet.id, subnet.security_group)
+        wait_until(f"{node} registered", 60, lambda: lab.api.get(f"/api/v1/nodes/{node}"))
+        lab.kubectl.run("annotate", "node", node, f"k8s.amazonaws.com/eniConfig={node}")
+    items = [{
+        "apiVersion": "crd.k8s.amazonaws.com/v1alpha1", "kind": "ENIConfig", "metadata": {"name": name},
+        "spec": {"subnet": subnet, "securityGroups": [group]},
+    } for name, (subnet, group) in configs.items()]
+    lab.kubectl.run("wait", "--for=condition=Established", "crd/eniconfigs.crd.k8s.amazonaws.com", "--timeout=30s")
+    lab.kubectl.run("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
 
 
 def _wait(lab, agent: str) -> None:

@@ -11,7 +11,7 @@ STATE = CHECKOUT / "target" / "cluster"
 CACHE = Path(os.environ.get("SELVAGE_CACHE") or Path.home() / ".cache" / "selvage").absolute()
 
 CONTROL_PLANE = "control-plane"
-SERVICE_CIDR = "10.96.0.0/16"
+SERVICE_CIDR = {4: "10.96.0.0/16", 6: "fd00:10:96::/112"}
 VPC_CIDR = "10.40.0.0/16"
 # Node n lives in zone n modulo 2, so that two nodes always are in two subnets.
 ZONES = ("us-west-2a", "us-west-2b")
@@ -21,6 +21,17 @@ CHOICES = {
     "POLICY": ("selvage", "none"),
     "PROXY": ("iptables", "nftables"),
     "IPTABLES": ("nft", "legacy"),
+    # How pods get their addresses, and whether the last node lives in the peered VPC.
+    "MODE": ("secondary", "prefix", "custom", "custom-prefix", "ipv6"),
+    "PEERED": ("0", "1"),
+}
+# What of manifests/components makes up a mode.
+COMPONENTS = {
+    "secondary": (),
+    "prefix": ("prefix-delegation",),
+    "custom": ("custom-networking",),
+    "custom-prefix": ("custom-networking", "prefix-delegation"),
+    "ipv6": ("ipv6",),
 }
 # t3.small has 3 ENIs of 4 addresses: a few pods bring a second ENI into use. The ptp plugin
 # only has the primary ENI, which must then hold enough addresses for a node's pods.
@@ -41,6 +52,15 @@ class Config:
     proxy: str = "iptables"
     iptables: str = "nft"
     types: tuple[str, ...] = field(default=("t3.small", "t3.small"))
+    mode: str = "secondary"
+    peered: bool = False
+    # More of the ipamd container's environment, over what the manifests and the mode say.
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def family(self) -> int:
+        """The IP version of pods, Services and nodes."""
+        return 6 if self.mode == "ipv6" else 4
 
     @property
     def node_names(self) -> list[str]:
@@ -54,7 +74,8 @@ class Config:
     def describe(self) -> str:
         return (
             f"NODES={self.nodes} CNI={self.cni} POLICY={self.policy} PROXY={self.proxy} "
-            f"IPTABLES={self.iptables} TYPES={','.join(self.types)}"
+            f"IPTABLES={self.iptables} MODE={self.mode} PEERED={int(self.peered)} TYPES={','.join(self.types)}"
+            + (f" SETTINGS={' '.join(f'{name}={value}' for name, value in self.settings)}" if self.settings else "")
         )
 
 
@@ -75,4 +96,13 @@ def read(environment: dict[str, str] | None = None, default_type: str | None = N
         types *= nodes
     if len(types) != nodes or not all(types):
         raise ConfigError(f"TYPES={','.join(types)}: one instance type for all nodes or one for each of {nodes}")
-    return Config(nodes, chosen["CNI"], chosen["POLICY"], chosen["PROXY"], chosen["IPTABLES"], types)
+    if chosen["MODE"] != "secondary" and chosen["CNI"] == "ptp":
+        raise ConfigError(f"MODE={chosen['MODE']}: the ptp plugin has secondary addresses only")
+    settings = []
+    for word in (environment.get("SETTINGS") or "").split():
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"SETTINGS: {word}: must be NAME=value, words separated by blanks")
+        settings.append((name, value))
+    return Config(nodes, chosen["CNI"], chosen["POLICY"], chosen["PROXY"], chosen["IPTABLES"], types, chosen["MODE"],
+                  chosen["PEERED"] == "1", tuple(settings))

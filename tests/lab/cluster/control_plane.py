@@ -23,13 +23,14 @@ class ControlPlane:
     def __init__(self, host: Node):
         self.host, self.state, self.address = host, host.state, host.instance.address
         self.server = f"https://{self.address}:{PORT}"
+        self.services = SERVICE_CIDR[host.config.family]
         self.authority = Authority(self.state / "certificates")
 
     def prepare(self, nodes: list[str]) -> None:
         """Makes the certificates and kubeconfigs of everything that talks to the API server."""
-        first = str(next(ipaddress.ip_network(SERVICE_CIDR).hosts()))
+        first = str(next(ipaddress.ip_network(self.services).hosts()))
         names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-        self.authority.make([*names, first, self.address, "127.0.0.1"], nodes)
+        self.authority.make([*names, first, *{self.address, self.host.address}, "127.0.0.1"], nodes)
         for client in ("admin", "controllers", "scheduler", "proxy", *nodes):
             path = self.state / "kubeconfig" if client == "admin" else self.config(client)
             self.authority.kubeconfig(client, self.server, path)
@@ -49,8 +50,9 @@ class ControlPlane:
             "--initial-cluster=default=http://127.0.0.1:2380",
         )
         self.host.start(
-            "apiserver", "kube-apiserver", f"--etcd-servers={ETCD}", "--bind-address=0.0.0.0",
-            f"--advertise-address={self.address}", f"--secure-port={PORT}",
+            "apiserver", "kube-apiserver", f"--etcd-servers={ETCD}", 
+            f"--bind-address={'::' if self.host.config.family == 6 else '0.0.0.0'}",
+            f"--advertise-address={self.host.address}", f"--secure-port={PORT}",
             f"--tls-cert-file={certificates / 'server.crt'}", f"--tls-private-key-file={certificates / 'server.key'}",
             f"--client-ca-file={certificates / 'ca.crt'}", "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
@@ -59,7 +61,7 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={certificates / 'sa.pub'}",
             f"--service-account-signing-key-file={certificates / 'sa.key'}",
-            f"--service-cluster-ip-range={SERVICE_CIDR}", "--allow-privileged", "--profiling=false",
+            f"--service-cluster-ip-range={self.services}", "--allow-privileged", "--profiling=false",
         )
         api = self.api()
         wait_until("API server ready", 60, lambda: api.get_text("/readyz") == "ok")

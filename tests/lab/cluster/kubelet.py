@@ -6,9 +6,8 @@ from pathlib import Path
 
 from . import containerd
 from .cgroups import TOP
-from .config import VPC_CIDR
 
-CLUSTER_DNS = "10.96.0.10"
+CLUSTER_DNS = {4: "10.96.0.10", 6: "fd00:10:96::a"}
 SHORT = "2s"
 
 
@@ -28,8 +27,8 @@ def start_kubelet(node, kubeconfig: Path, authority: Path) -> None:
         "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False},
                            "x509": {"clientCAFile": str(authority)}},
         "authorization": {"mode": "AlwaysAllow"},
-        "clusterDNS": [CLUSTER_DNS], "clusterDomain": "cluster.local", "resolvConf": "",
-        "maxPods": node.limits.max_pods(node.config.cni),
+        "clusterDNS": [CLUSTER_DNS[node.config.family]], "clusterDomain": "cluster.local", "resolvConf": "",
+        "maxPods": node.limits.max_pods(node.config),
         "providerID": f"aws:///{instance.zone}/{instance.instance_id}",
         # The default is under /usr/libexec, which the node shares with the machine.
         "volumePluginDir": "/var/lib/kubelet/plugins-exec",
@@ -44,7 +43,7 @@ def start_kubelet(node, kubeconfig: Path, authority: Path) -> None:
     }
     node.start(
         "kubelet", "kubelet", f"--config={config}", f"--kubeconfig={kubeconfig}", f"--hostname-override={node.name}",
-        f"--node-ip={instance.address}", f"--node-labels={','.join(f'{key}={value}' for key, value in labels.items())}",
+        f"--node-ip={node.address}", f"--node-labels={','.join(f'{key}={value}' for key, value in labels.items())}",
         # Its cloud detection would ask the metadata service and wait for it.
         env={"AWS_EC2_METADATA_DISABLED": "true"},
     )
@@ -56,7 +55,8 @@ def start_proxy(node, kubeconfig: Path) -> None:
     config = node.folder / "kube-proxy.json"
     config.write_text(json.dumps({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-        "mode": node.config.proxy, "hostnameOverride": node.name, "clusterCIDR": VPC_CIDR,
+        # No clusterCIDR, as on EKS: pods' addresses are of several blocks, and of other VPCs.
+        "mode": node.config.proxy, "hostnameOverride": node.name,
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         "iptables": quick, "nftables": quick,
         # These are sysctls that a network namespace may not write, or need not.

@@ -24,6 +24,8 @@ TOOLS = {"ip": "iproute2", "nft": "nftables", "ipset": "ipset", "openssl": "open
 
 
 PROXY_HEALTH = 10256
+# The plugins that a machine image brings, for conflists to chain.
+PLUGINS = ("loopback", "portmap", "bandwidth", "tuning")
 
 
 class LabError(Exception):
@@ -66,7 +68,8 @@ def attach(state: Path = STATE) -> Lab:
         found = json.loads((state / "lab.json").read_text())
     except OSError:
         raise LabError("no lab runs from this checkout: `tests/lab/lab up` starts one") from None
-    config = Config(**{**found["config"], "types": tuple(found["config"]["types"])})
+    kept = found["config"]
+    config = Config(**{**kept, "types": tuple(kept["types"]), "settings": tuple(map(tuple, kept["settings"]))})
     return Lab(config, state, Path(found["components"]), found["address"])
 
 
@@ -130,13 +133,15 @@ def _start(config: Config, parts: Path, archives: list[Path]) -> Lab:
         (STATE / "namespaces").write_text("\n".join([CONTROL_PLANE, *config.node_names]) + "\n")
         vpc = vpc_client.start(STATE / "vpc")
     with step("instances"):
-        zones = {subnet.zone: subnet.id for subnet in vpc.subnets}
-        subnets = [zones[zone] for zone in sorted(zones)]
-        brain = _run_instance(vpc, CONTROL_PLANE, "m5.large", subnets[0])
+        ipv6 = config.family == 6
+        brain = _run_instance(vpc, CONTROL_PLANE, "m5.large", vpc.subnets[0].id, ipv6)
         nodes = []
         for number, name in enumerate(config.node_names):
             kind = config.types[number]
-            instance = _run_instance(vpc, name, kind, subnets[number % len(subnets)])
+            peered = config.peered and number == config.nodes - 1
+            subnets = vpc.peer_subnets if peered else vpc.subnets
+            subnet = subnets[number % len(subnets)]
+            instance = _run_instance(vpc, name, kind, subnet.id, ipv6)
             nodes.append(Node(name, instance, _limits(vpc, kind), config, STATE, parts, registry))
     namespaces.write_enter(STATE, parts)
     plane = ControlPlane(Node(CONTROL_PLANE, brain, Limits(0, 0), config, STATE, parts, registry))
@@ -155,9 +160,9 @@ def _start(config: Config, parts: Path, archives: list[Path]) -> Lab:
     return lab
 
 
-def _run_instance(vpc, name: str, kind: str, subnet: str):
+def _run_instance(vpc, name: str, kind: str, subnet: str, ipv6: bool):
     namespaces.add(name)
-    return vpc.run_instance(name, kind, subnet)
+    return vpc.run_instance(name, kind, subnet, ipv6=ipv6)
 
 
 def _limits(vpc, kind: str) -> Limits:
@@ -177,7 +182,7 @@ def _start_plane(plane: ControlPlane) -> None:
 def _start_node(node: Node, vpc, plane: ControlPlane, archives: list[Path]) -> None:
     with step(f"{node.name}: containerd, images, kubelet, kube-proxy ({node.instance.instance_type}, {node.instance.address})"):
         node.make_root()
-        node.run("cp", str(node.components / "loopback"), "/opt/cni/bin/loopback")
+        node.run("cp", *(str(node.components / plugin) for plugin in PLUGINS), "/opt/cni/bin")
         if node.config.cni == "ptp":
             ptp.install(node, vpc)
         containerd.start(node)

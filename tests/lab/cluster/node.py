@@ -13,6 +13,7 @@ from .processes import Registry
 from .progress import wait_until
 
 HERE = Path(__file__).resolve().parent
+MOST_PODS = 110  # EKS's limit for instances of fewer than 30 processors
 VARIANT_TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
 
 
@@ -23,13 +24,18 @@ class Limits:
     enis: int
     addresses: int
 
-    def max_pods(self, cni: str) -> int:
+    def max_pods(self, config: Config) -> int:
         """AWS's formula; the two more are pods in the node's own network.
 
-        The ptp plugin has the primary ENI alone, and a pod it has no address for would not start.
+        The ptp plugin has the primary ENI alone, and a pod it has no address for would not start. With
+        custom networking the primary ENI serves no pods. A prefix is sixteen addresses, of which EKS
+        lets small instances use 110 in all.
         """
-        enis = 1 if cni == "ptp" else self.enis
-        return enis * (self.addresses - 1) + 2
+        enis = 1 if config.cni == "ptp" else self.enis - config.mode.startswith("custom")
+        slots = enis * (self.addresses - 1)
+        if "prefix" in config.mode or config.mode == "ipv6":
+            return min(slots * 16 + 2, MOST_PODS)
+        return slots + 2
 
 
 @dataclass
@@ -44,6 +50,11 @@ class Node:
     components: Path
     registry: Registry
     holder: int = 0
+
+    @property
+    def address(self) -> str:
+        """The node's address in the cluster's family."""
+        return self.instance.ipv6 if self.config.family == 6 else self.instance.address
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,8 @@
 """The variables of the lab."""
 import pytest
 
-from cluster.config import ConfigError, read
+from cluster.config import CHOICES, COMPONENTS, Config, ConfigError, read
+from cluster.node import Limits
 
 
 def test_an_empty_environment_gives_two_small_nodes_with_both_halves():
@@ -36,3 +37,24 @@ def test_a_caller_may_choose_another_default_type_but_not_for_ptp():
 def test_a_value_that_means_nothing_is_refused_by_name(environment, says):
     with pytest.raises(ConfigError, match=says):
         read(environment)
+
+
+def test_a_mode_says_which_components_and_which_family():
+    assert read({}).mode == "secondary" and read({}).family == 4 and not read({}).peered
+    assert set(COMPONENTS) == set(CHOICES["MODE"])
+    config = read({"MODE": "ipv6", "PEERED": "1", "SETTINGS": "MAX_ENI=2  WARM_IP_TARGET=3"})
+    assert (config.family, config.peered) == (6, True)
+    assert config.settings == (("MAX_ENI", "2"), ("WARM_IP_TARGET", "3"))
+    with pytest.raises(ConfigError, match="MAX_ENI: must be NAME=value"):
+        read({"SETTINGS": "MAX_ENI"})
+    with pytest.raises(ConfigError, match="ptp"):
+        read({"MODE": "prefix", "CNI": "ptp"})
+
+
+@pytest.mark.parametrize("mode, cni, pods", [
+    ("secondary", "selvage", 29), ("secondary", "ptp", 11), ("custom", "selvage", 20),
+    ("prefix", "selvage", 110), ("custom-prefix", "selvage", 110), ("ipv6", "selvage", 110),
+])
+def test_a_kubelet_is_given_as_many_pods_as_there_will_be_addresses(mode, cni, pods):
+    c5_large = Limits(enis=3, addresses=10)
+    assert c5_large.max_pods(Config(mode=mode, cni=cni)) == pods
