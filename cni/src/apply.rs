@@ -1,10 +1,12 @@
 //! Runs steps through netlink, as many in one send as can be; undoes them unless committed.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use selvage_nodenet::link::{self, Veth};
 use selvage_nodenet::route::{self, Route};
+use selvage_nodenet::sysctl::Key;
 use selvage_nodenet::{
     Error, LinkIndex, Mac, NetNs, Request, Socket, TableId, addr, neigh, rule, sysctl,
 };
@@ -22,8 +24,12 @@ pub struct Host {
     socket: Socket,
 }
 
-/// The pod's side: a socket in its namespace.
+/// How long ADD waits for the kernel to let a pod use its address.
+const LONGEST_TENTATIVE: Duration = Duration::from_secs(10);
+
+/// The pod's side: its namespace and a socket in it.
 pub struct PodSide {
+    netns: NetNs,
     socket: Socket,
 }
 
@@ -36,6 +42,11 @@ pub enum WireError {
     /// The pod has an interface of that name: ADD was called twice, or another plugin came first.
     #[error("the pod has an interface {0} already")]
     Occupied(String),
+    /// The kernel does not let the pod use its address.
+    #[error(
+        "the kernel does not let the pod use {0}: it is still tested for duplicates after {LONGEST_TENTATIVE:?}, or one was found"
+    )]
+    Unusable(IpAddr),
     /// No random bytes for hardware addresses.
     #[error("random bytes for a hardware address: {0}")]
     Random(#[from] io::Error),
@@ -61,12 +72,12 @@ impl Host {
 
     /// Opens a pod's namespace; `None` if it is the host's own. The calling thread must be in the namespace
     /// that it was in at [`Host::open`].
-    pub fn enter(&self, pod: &NetNs) -> Result<Option<PodSide>, Error> {
+    pub fn enter(&self, pod: NetNs) -> Result<Option<PodSide>, Error> {
         if pod.is(&self.netns)? {
             return Ok(None);
         }
         let socket = pod.open_socket(&self.netns)?;
-        Ok(Some(PodSide { socket }))
+        Ok(Some(PodSide { netns: pod, socket }))
     }
 
     /// A socket in the host's namespace.
@@ -87,7 +98,7 @@ impl Host {
     ) -> Result<Wired<'a>, WireError> {
         let facts = self.facts(&request.host_veth)?;
         let mut wired = self.prepare(pod, request, &facts)?;
-        wired.complete(lease)?;
+        wired.complete(request, &facts, lease)?;
         Ok(wired)
     }
 
@@ -150,8 +161,13 @@ impl Wired<'_> {
     /// Gives a prepared veth its address, and the host the way to it.
     ///
     /// *Errors*: [`WireError`]; everything is undone when the guard is dropped.
-    pub fn complete(&mut self, lease: &Lease) -> Result<(), WireError> {
-        self.run(&plan_address(lease))
+    pub fn complete(
+        &mut self,
+        request: &AddRequest,
+        facts: &HostFacts,
+        lease: &Lease,
+    ) -> Result<(), WireError> {
+        self.run(&plan_address(request, facts, lease))
     }
 
     /// Keeps what was done.
@@ -176,6 +192,14 @@ impl Wired<'_> {
                     // If it takes longer the first packets are lost, which TCP and DNS survive.
                     link::await_operational(self.socket(*end), index, LONGEST_AWAIT)?;
                 }
+                Step::EnableIpv6(if_name) => self.enable_ipv6(if_name)?,
+                Step::AwaitAddress(address) => {
+                    let index = self.index(End::Pod)?;
+                    let socket = &mut self.pod.socket;
+                    if !addr::await_usable(socket, index, *address, LONGEST_TENTATIVE)? {
+                        return Err(WireError::Unusable(*address));
+                    }
+                }
                 Step::RemoveRules(priority, direction) => {
                     rule::remove_every(&mut self.host.socket, *priority, *direction)?;
                 }
@@ -183,6 +207,7 @@ impl Wired<'_> {
                 | Step::SetUp(_)
                 | Step::AddRoute(..)
                 | Step::AddAddress(_)
+                | Step::Introduce(..)
                 | Step::SetNeighbour(..)
                 | Step::AddRule(_) => {
                     // As many neighbouring steps as go through the same socket.
@@ -234,6 +259,15 @@ impl Wired<'_> {
         Ok(())
     }
 
+    /// What `/proc/sys/net` shows is the namespace of whoever looks.
+    fn enable_ipv6(&self, if_name: &str) -> Result<(), Error> {
+        let keys = [if_name, "lo"].map(|link| Key::ipv6_of_link(link, "disable_ipv6"));
+        self.pod.netns.run(|| {
+            keys.iter()
+                .try_for_each(|key| sysctl::ensure_if_there(key, "0").map(drop))
+        })?
+    }
+
     /// The request that a step is, and the side whose socket it goes through; `None` for steps of other kinds.
     fn request(&self, step: &Step) -> Result<Option<(End, Request)>, Error> {
         Ok(Some(match step {
@@ -250,16 +284,23 @@ impl Wired<'_> {
             }
             Step::AddAddress(net) => {
                 let index = self.index(End::Pod)?;
-                (End::Pod, addr::ensure(index, (*net).into()))
+                (End::Pod, addr::ensure_at_once(index, *net))
+            }
+            Step::Introduce(ip, mac) => {
+                let index = self.index(End::Host)?;
+                (End::Host, neigh::introduce(index, *ip, *mac))
             }
             Step::SetNeighbour(ip, mac) => {
                 let index = self.index(End::Pod)?;
-                (End::Pod, neigh::replace(index, (*ip).into(), *mac))
+                (End::Pod, neigh::replace(index, *ip, *mac))
             }
             Step::AddRule(rule) => (End::Host, rule::ensure(rule)),
-            Step::CreateVeth(_) | Step::SetSysctl(..) | Step::Await(_) | Step::RemoveRules(..) => {
-                return Ok(None);
-            }
+            Step::CreateVeth(_)
+            | Step::SetSysctl(..)
+            | Step::Await(_)
+            | Step::EnableIpv6(_)
+            | Step::AwaitAddress(_)
+            | Step::RemoveRules(..) => return Ok(None),
         }))
     }
 
@@ -288,7 +329,7 @@ impl Drop for Wired<'_> {
             match undo {
                 Undo::RemoveRule(rule) => host.push(rule::remove(&rule)),
                 Undo::RemoveHostRoute(net) => {
-                    host.push(route::remove(TableId::MAIN, net.into(), None));
+                    host.push(route::remove(TableId::MAIN, net, None));
                 }
                 Undo::RemoveVeth => {
                     // The veth was made first, so this comes last.
@@ -306,7 +347,7 @@ impl Drop for Wired<'_> {
 
 fn on_veth(route: &VethRoute, index: LinkIndex) -> Route {
     match route.gateway {
-        Some(gateway) => Route::default_via(TableId::MAIN, gateway.into(), index),
-        None => Route::on_link(TableId::MAIN, route.destination.into(), index),
+        Some(gateway) => Route::default_via(TableId::MAIN, gateway, index),
+        None => Route::on_link(TableId::MAIN, route.destination, index),
     }
 }

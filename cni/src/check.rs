@@ -1,14 +1,12 @@
 //! What CHECK looks at: everything that ADD made, against the result that ADD told.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use selvage_nodenet::route::{self, Route};
-use selvage_nodenet::rule::{self, Family};
+use selvage_nodenet::rule;
 use selvage_nodenet::{Error, TableId, addr, link, neigh};
 
 use crate::apply::{Host, PodSide};
-use crate::plan::{GATEWAY, rules};
+use crate::plan::{family, gateway, rules};
 use crate::teardown::Told;
 
 /// Everything that is not as ADD made it, in words; empty if all is well.
@@ -38,7 +36,10 @@ pub fn differences(host: &mut Host, pod: &mut PodSide, told: &Told) -> Result<Ve
         expect(link.up, format!("{} is down", link.name));
     }
 
-    let gateway = IpAddr::from(GATEWAY);
+    let Some(first) = told.leases.first().map(|lease| lease.address) else {
+        return Ok(found);
+    };
+    let gateway = gateway(first);
     let addresses = addr::list(pod.socket(), Some(inner.index))?;
     let inside = route::list(pod.socket(), TableId::MAIN, gateway)?;
     for wanted in [
@@ -59,9 +60,9 @@ pub fn differences(host: &mut Host, pod: &mut PodSide, told: &Told) -> Result<Ve
     );
 
     let outside = route::list(host.socket(), TableId::MAIN, gateway)?;
-    let all = rule::list(host.socket(), Family::V4)?;
+    let all = rule::list(host.socket(), family(first))?;
     for lease in &told.leases {
-        let address = IpNet::from(IpAddr::from(lease.address));
+        let address = IpNet::from(lease.address);
         expect(
             addresses.iter().any(|a| a.net == address),
             format!("the pod has no address {address}"),

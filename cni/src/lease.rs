@@ -1,21 +1,20 @@
 //! Asks ipamd for a lease, gives it back, and asks whether it could give one.
 //!
-//! The one part of the plugin that is not straight-line code: gRPC wants a runtime, so there is one, on this
-//! thread, around each call. What ipamd says is carried through: it ends up in the pod's events.
+//! What ipamd says is carried through: it ends up in the pod's events.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use selvage_ipamd_rpc::client::{
-    CallError, ConnectError, Deadlines, Transport, call_meanwhile, request,
-};
+use selvage_ipamd_rpc::client::{CallError, ConnectError, Deadlines, Transport, blocking, request};
 use selvage_ipamd_rpc::health::HealthCheckRequest;
 use selvage_ipamd_rpc::health::health_check_response::ServingStatus;
 use selvage_ipamd_rpc::health::health_client::HealthClient;
 use selvage_ipamd_rpc::ipam::cni_backend_client::CniBackendClient;
+use selvage_ipamd_rpc::ipam::selvage_backend_client::SelvageBackendClient;
 use selvage_ipamd_rpc::ipam::{
-    AddNetworkReply, AddNetworkRequest, DelNetworkRequest, IpAllocationMetadata,
+    AddNetworkReply, AddNetworkRequest, Attachment, CollectGarbageRequest, DelNetworkRequest,
+    IpAllocationMetadata,
 };
 use selvage_ipamd_rpc::{
     CLIENT_VERSION, REASON_POD_DELETED, REASON_SETUP_FAILED, SOCKET_PATH, UNKNOWN_POD,
@@ -23,7 +22,8 @@ use selvage_ipamd_rpc::{
 use selvage_nodenet::TableId;
 use tonic::{Code, Status};
 
-use crate::request::{Pod, Sandbox};
+use crate::request::{GcRequest, Pod, Sandbox};
+use crate::spec;
 
 /// A daemon that runs accepts at once; the kernel even does it for one that hangs.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -33,8 +33,14 @@ const ADD: Deadlines = Deadlines {
     connect: CONNECT,
     reply: Duration::from_secs(30),
 };
-/// Giving back is a look at a table and a write to tmpfs.
+/// Giving back is a look at a table and a write to tmpfs. A pod's end does not wait for a daemon that is starting or
+/// hangs: its veth goes with its namespace, and the daemon takes back what has no veth when it starts.
 const DEL: Deadlines = Deadlines {
+    connect: Duration::from_secs(1),
+    reply: Duration::from_secs(3),
+};
+/// As DEL, for many.
+const GC: Deadlines = Deadlines {
     connect: CONNECT,
     reply: Duration::from_secs(10),
 };
@@ -47,8 +53,8 @@ const STATUS: Deadlines = Deadlines {
 /// An address of the VPC, and the interface of the node that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
-    /// The address.
-    pub address: Ipv4Addr,
+    /// The address, of the node's family.
+    pub address: IpAddr,
     /// The route table of the ENI that holds it; main for the primary one.
     pub table: TableId,
     /// Device index of that ENI.
@@ -58,13 +64,13 @@ pub struct Lease {
 impl Lease {
     /// From a table as a daemon or an earlier result numbers it. Before 1.20 AWS's said 1 for the primary
     /// ENI, which uses main.
-    pub fn new(address: Ipv4Addr, table: i32, device: i32) -> Self {
+    pub fn new(address: impl Into<IpAddr>, table: i32, device: i32) -> Self {
         let table = match u32::try_from(table) {
             Ok(table) if table > 1 => TableId(table),
             Ok(_) | Err(_) => TableId::MAIN,
         };
         Lease {
-            address,
+            address: address.into(),
             table,
             device,
         }
@@ -95,9 +101,6 @@ pub enum LeaseError {
     /// It is there, and says that it cannot serve.
     #[error("ipamd is not ready: {0}")]
     NotServing(String),
-    /// No runtime for the call.
-    #[error("start a runtime for the call to ipamd: {0}")]
-    Runtime(#[source] std::io::Error),
 }
 
 impl LeaseError {
@@ -112,8 +115,7 @@ impl LeaseError {
             LeaseError::Unknown
             | LeaseError::NoReason
             | LeaseError::Unsupported(_)
-            | LeaseError::NotServing(_)
-            | LeaseError::Runtime(_) => false,
+            | LeaseError::NotServing(_) => false,
         }
     }
 }
@@ -205,7 +207,30 @@ impl Ipamd {
             return Err(LeaseError::NoReason);
         }
         // An address of another kind was not made by this plugin: nothing of ours to take down.
-        Ok(reply.ip_allocation_metadata.iter().filter_map(v4).collect())
+        Ok(leases(&reply.ip_allocation_metadata))
+    }
+
+    /// Has everything given back that is of a network and not listed; tells what it was, or `None` if this daemon
+    /// cannot.
+    pub fn collect(&self, gc: &GcRequest) -> Result<Option<Vec<Lease>>, LeaseError> {
+        let attachment = |one: &spec::Attachment| Attachment {
+            container_id: one.container_id.clone(),
+            if_name: one.if_name.clone(),
+        };
+        let message = CollectGarbageRequest {
+            network_name: gc.network.clone(),
+            valid: gc.valid.iter().map(attachment).collect(),
+        };
+        let ask = async |ipamd| {
+            SelvageBackendClient::new(ipamd)
+                .collect_garbage(request(message, GC))
+                .await
+        };
+        match self.call(GC, ask, || ()) {
+            Ok(reply) => Ok(Some(leases(&reply.ip_allocation_metadata))),
+            Err(LeaseError::Refused(status)) if status.code() == Code::Unimplemented => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether ipamd says that it can give addresses.
@@ -232,17 +257,10 @@ impl Ipamd {
         ask: impl AsyncFnOnce(Transport) -> Result<tonic::Response<T>, Status>,
         meanwhile: impl FnOnce(),
     ) -> Result<T, LeaseError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(LeaseError::Runtime)?;
-        runtime
-            .block_on(call_meanwhile(&self.socket, deadlines, ask, meanwhile))
-            .map_err(|error| match error {
-                CallError::Connect(error) => LeaseError::Connect(error),
-                CallError::Status(status) => refusal(*status, deadlines),
-            })
+        blocking::call(&self.socket, deadlines, ask, meanwhile).map_err(|error| match error {
+            CallError::Connect(error) => LeaseError::Connect(error),
+            CallError::Status(status) => refusal(*status, deadlines),
+        })
     }
 }
 
@@ -279,7 +297,7 @@ fn read(reply: &AddNetworkReply) -> Result<Lease, LeaseError> {
         let count = reply.ip_allocation_metadata.len();
         return Err(LeaseError::Unsupported(format!("{count} addresses")));
     };
-    v4(metadata).ok_or_else(|| {
+    lease(metadata).ok_or_else(|| {
         LeaseError::Unsupported(format!(
             "the addresses {:?} and {:?}",
             metadata.ipv4_addr, metadata.ipv6_addr
@@ -287,8 +305,17 @@ fn read(reply: &AddNetworkReply) -> Result<Lease, LeaseError> {
     })
 }
 
-fn v4(metadata: &IpAllocationMetadata) -> Option<Lease> {
-    let address = metadata.ipv4_addr.parse().ok()?;
+fn leases(metadata: &[IpAllocationMetadata]) -> Vec<Lease> {
+    metadata.iter().filter_map(lease).collect()
+}
+
+/// `None` for what is no address, and for two: a pod has one.
+fn lease(metadata: &IpAllocationMetadata) -> Option<Lease> {
+    let address: IpAddr = match (metadata.ipv4_addr.as_str(), metadata.ipv6_addr.as_str()) {
+        (v4, "") => v4.parse::<Ipv4Addr>().ok()?.into(),
+        ("", v6) => v6.parse::<Ipv6Addr>().ok()?.into(),
+        _ => return None,
+    };
     Some(Lease::new(
         address,
         metadata.route_table_id,
@@ -329,6 +356,16 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_either_family_is_a_lease() {
+        let mut reply = reply();
+        assert_eq!(read(&reply).unwrap().address.to_string(), "10.40.1.7");
+        let metadata = &mut reply.ip_allocation_metadata[0];
+        metadata.ipv4_addr.clear();
+        metadata.ipv6_addr = "2600:1f00::7".into();
+        assert_eq!(read(&reply).unwrap().address.to_string(), "2600:1f00::7");
+    }
+
+    #[test]
     fn an_answer_that_cannot_be_used_is_refused_and_says_what_it_is() {
         assert_eq!(read(&reply()).unwrap().device, 2);
         let change = |change: &dyn Fn(&mut AddNetworkReply)| {
@@ -342,10 +379,11 @@ mod tests {
             ("0 addresses", change(&|r| r.ip_allocation_metadata.clear())),
             (
                 "fd00::7",
-                change(&|r| {
-                    r.ip_allocation_metadata[0].ipv4_addr.clear();
-                    r.ip_allocation_metadata[0].ipv6_addr = "fd00::7".into();
-                }),
+                change(&|r| r.ip_allocation_metadata[0].ipv6_addr = "fd00::7".into()),
+            ),
+            (
+                "10.40.1.7.9",
+                change(&|r| r.ip_allocation_metadata[0].ipv4_addr = "10.40.1.7.9".into()),
             ),
         ] {
             assert!(error.contains(says), "{error}");

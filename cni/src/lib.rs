@@ -48,7 +48,9 @@ use selvage_nodenet::{Error as NetError, NetNs};
 use crate::apply::{Host, PodSide, WireError};
 use crate::lease::{Ipamd, LeaseError};
 use crate::log::{Level, Log};
-use crate::request::{AddRequest, CheckRequest, DelRequest, Environment, Pod, Request, Sandbox};
+use crate::request::{
+    AddRequest, CheckRequest, DelRequest, Environment, GcRequest, Pod, Request, Sandbox,
+};
 use crate::spec::{AddResult, CniError, Code};
 
 /// What the process ends with.
@@ -66,7 +68,7 @@ pub struct Answer {
 pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
     let start = Instant::now();
     let parsed = request::parse(environment, stdin.as_ref().copied().unwrap_or_default());
-    let mut log = Log::open(&parsed.log);
+    let mut log = Log::new(parsed.log);
     log.with("command", &environment.command);
     log.with("container", &environment.container_id);
     let outcome = match stdin {
@@ -79,18 +81,15 @@ pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
     };
     // What changes the node is worth a line; the kubelet's questions are not.
     let level = match &outcome {
-        Ok(Request::Add(_) | Request::Del(_)) => Level::Info,
-        Ok(Request::Check(_) | Request::Gc | Request::Status | Request::Version(_)) | Err(_) => {
-            Level::Debug
-        }
+        Ok(Request::Add(_) | Request::Del(_) | Request::Gc(_)) => Level::Info,
+        Ok(Request::Check(_) | Request::Status | Request::Version(_)) | Err(_) => Level::Debug,
     };
     let outcome = outcome.and_then(|request| match request {
         Request::Add(add) => run_add(&add, &mut log).map(|result| result.to_json(parsed.version)),
         Request::Check(check) => run_check(&check).map(|()| String::new()),
         Request::Del(del) => run_del(&del, &mut log).map(|()| String::new()),
         Request::Status => run_status().map(|()| String::new()),
-        // Leases are ipamd's to reclaim and rules ipamd's to repair: the plugin keeps nothing to collect.
-        Request::Gc => Ok(String::new()),
+        Request::Gc(gc) => run_gc(&gc, &mut log).map(|()| String::new()),
         Request::Version(asked) => Ok(spec::versions_json(&asked)),
     });
     let took = format!("{:?}", start.elapsed());
@@ -167,7 +166,11 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
     let wired = prepared
         .or_else(|| unprepared.map(|(host, side)| host.prepare(side, add, &facts)))
         .expect("prepared meanwhile, or else now");
-    match wired.and_then(|mut wired| wired.complete(&lease).map(|()| wired)) {
+    let completed = wired.and_then(|mut wired| {
+        wired.complete(add, &facts, &lease)?;
+        Ok(wired)
+    });
+    match completed {
         Ok(wired) => {
             if let Err(error) = policy_ready::wait(add, log) {
                 drop(wired);
@@ -177,7 +180,11 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
             wired.commit();
         }
         Err(error) => {
-            give_back(&ipamd, sandbox, pod, log);
+            // Whose interface that is cannot be told from here: that of an ADD of this very sandbox, perhaps, whose
+            // lease is this one. The DEL that follows gives it back.
+            if !matches!(error, WireError::Occupied(_)) {
+                give_back(&ipamd, sandbox, pod, log);
+            }
             return Err(not_wired(&format!(" with {}", lease.address), error));
         }
     }
@@ -272,6 +279,27 @@ fn run_check(check: &CheckRequest) -> Result<(), CniError> {
     }
 }
 
+fn run_gc(gc: &GcRequest, log: &mut Log) -> Result<(), CniError> {
+    let collected = Ipamd::default().collect(gc).map_err(|error| {
+        CniError::new(
+            Code::TryAgainLater,
+            "give back the addresses of sandboxes that are gone",
+            error.to_string(),
+        )
+    })?;
+    let Some(leases) = collected else {
+        // The one of before, or AWS's, in the middle of a swap: it looks for what is gone when it starts.
+        log.line(Level::Warn, "this ipamd cannot collect garbage", &[]);
+        return Ok(());
+    };
+    for lease in &leases {
+        log.line(Level::Info, "collected", &[("address", &lease.address)]);
+    }
+    let failed = |error: NetError| kernel_error("remove routes and rules of pods", &error);
+    let mut host = Host::open().map_err(failed)?;
+    teardown::unwire(host.socket(), &leases).map_err(failed)
+}
+
 fn run_status() -> Result<(), CniError> {
     Ipamd::default().health().map_err(|error| {
         CniError::new(
@@ -301,7 +329,7 @@ fn open_pod(host: &Host, sandbox: &Sandbox) -> Result<PodSide, CniError> {
         | NetError::Missing { .. } => kernel_error("open the pod's network", error),
     };
     let netns = NetNs::open(Path::new(&sandbox.netns)).map_err(|error| gone(&error))?;
-    host.enter(&netns)
+    host.enter(netns)
         .map_err(|error| gone(&error))?
         .ok_or_else(|| {
             CniError::new(

@@ -56,8 +56,9 @@ impl Level {
 
 /// Writes lines that all carry the same fields (which pod, which sandbox).
 pub struct Log {
-    out: Out,
-    level: Level,
+    config: LogConfig,
+    /// Opened by the first line: most of a runtime's questions have none.
+    out: Option<Out>,
     common: Vec<(&'static str, String)>,
 }
 
@@ -67,21 +68,11 @@ enum Out {
 }
 
 impl Log {
-    /// Opens the file, after rotating it if it has grown too long. If that cannot be done, stderr has to do.
-    pub fn open(config: &LogConfig) -> Self {
-        let out = match &config.file {
-            None => Out::Stderr,
-            Some(path) => match open(path, LONGEST) {
-                Ok(file) => Out::File(file),
-                Err(error) => {
-                    eprintln!("log {}: {error}", path.display());
-                    Out::Stderr
-                }
-            },
-        };
+    /// A log without a line yet.
+    pub fn new(config: LogConfig) -> Self {
         Log {
-            out,
-            level: config.level,
+            config,
+            out: None,
             common: Vec::new(),
         }
     }
@@ -91,9 +82,10 @@ impl Log {
         self.common.push((key, value.to_string()));
     }
 
-    /// Writes a line, if its level is logged.
+    /// Writes a line, if its level is logged. The first opens the file, after rotating it if it has grown too long; if
+    /// that cannot be done, stderr has to do.
     pub fn line(&mut self, level: Level, message: &str, fields: &[(&str, &dyn fmt::Display)]) {
-        if level < self.level {
+        if level < self.config.level {
             return;
         }
         let text = |value: &dyn fmt::Display| Value::String(value.to_string());
@@ -109,10 +101,26 @@ impl Log {
         }
         let mut line = Value::Object(object).to_string();
         line.push('\n');
-        let _ = match &mut self.out {
+        let out = self.out.get_or_insert_with(|| Out::open(&self.config));
+        let _ = match out {
             Out::File(file) => file.write_all(line.as_bytes()),
             Out::Stderr => std::io::stderr().write_all(line.as_bytes()),
         };
+    }
+}
+
+impl Out {
+    fn open(config: &LogConfig) -> Self {
+        let Some(path) = &config.file else {
+            return Out::Stderr;
+        };
+        match open(path, LONGEST) {
+            Ok(file) => Out::File(file),
+            Err(error) => {
+                eprintln!("log {}: {error}", path.display());
+                Out::Stderr
+            }
+        }
     }
 }
 
@@ -214,12 +222,13 @@ mod tests {
     fn a_line_is_one_object_and_below_the_level_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plugin.log");
-        let mut log = Log::open(&LogConfig {
+        let mut log = Log::new(LogConfig {
             file: Some(path.clone()),
             level: Level::Info,
         });
         log.with("pod", "default/web-0");
         log.line(Level::Debug, "decided", &[]);
+        assert!(!path.exists(), "a file for no line");
         log.line(Level::Info, "added\nindeed", &[("address", &"10.40.1.7")]);
         let text = fs::read_to_string(path).unwrap();
         assert_eq!(text.lines().count(), 1);

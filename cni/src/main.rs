@@ -12,9 +12,11 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// The longest configuration that is read; a result of many addresses is a few kilobytes.
 const LONGEST_CONFIG: u64 = 4 * 1024 * 1024;
+/// What most configurations fit in, a result of ADD included: one read and one to see the end.
+const USUAL_CONFIG: usize = 8 * 1024;
 
 fn main() -> ExitCode {
-    let mut stdin = Vec::new();
+    let mut stdin = Vec::with_capacity(USUAL_CONFIG);
     let read = std::io::stdin()
         .take(LONGEST_CONFIG)
         .read_to_end(&mut stdin);

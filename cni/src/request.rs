@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::log::Level;
 use crate::name;
 use crate::policy_ready::PolicyReady;
-use crate::spec::{CniError, Code, Config, PrevResult, TextOrNumber, Version};
+use crate::spec::{Attachment, CniError, Code, Config, PrevResult, TextOrNumber, Version};
 
 /// AWS's default, and the VPC's limit.
 const DEFAULT_MTU: u32 = 9001;
@@ -62,8 +62,8 @@ pub enum Request {
     Check(CheckRequest),
     /// Take it down.
     Del(DelRequest),
-    /// Free what belongs to none of the sandboxes that are named: nothing is kept here to free.
-    Gc,
+    /// Free what belongs to none of the sandboxes that are named.
+    Gc(GcRequest),
     /// Would ADD work?
     Status,
     /// Which versions are spoken, asked in this one.
@@ -129,6 +129,15 @@ pub struct CheckRequest {
     pub sandbox: Sandbox,
     /// What ADD answered.
     pub prev_result: PrevResult,
+}
+
+/// GC, valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GcRequest {
+    /// Name of the network.
+    pub network: String,
+    /// What is to stay.
+    pub valid: Vec<Attachment>,
 }
 
 /// Where and what to log.
@@ -205,7 +214,7 @@ fn request(
     let command = environment.command.as_str();
     // A missing command is told before a strange version: nobody can have meant to ask for anything.
     let since = match command {
-        "ADD" | "DEL" => Version::V0_3_0,
+        "ADD" | "DEL" => Version::V0_1_0,
         "CHECK" => Version::V0_4_0,
         "STATUS" | "GC" => Version::V1_1_0,
         "" => return Err(invalid_variable("CNI_COMMAND", "is not set")),
@@ -224,7 +233,7 @@ fn request(
     }
     match command {
         "STATUS" => return Ok(Request::Status),
-        "GC" => return Ok(Request::Gc),
+        "GC" => return gc(config).map(Request::Gc),
         _ => {}
     }
     let sandbox = sandbox(environment, &config)?;
@@ -271,11 +280,28 @@ fn request(
     }))
 }
 
-fn sandbox(environment: &Environment, config: &Config) -> Result<Sandbox, CniError> {
-    let network = config.name.clone().unwrap_or_default();
-    if network.is_empty() {
-        return Err(invalid_config("the network has no name"));
+/// A list that is missing is not one that is empty: nothing would be left.
+fn gc(config: Config) -> Result<GcRequest, CniError> {
+    let network = network(&config)?;
+    let valid = config.valid_attachments.ok_or_else(|| {
+        invalid_config(
+            "GC needs cni.dev/valid-attachments: without it every pod would lose its address",
+        )
+    })?;
+    let valid = serde_json::from_value(valid)
+        .map_err(|error| invalid_config(format!("cni.dev/valid-attachments: {error}")))?;
+    Ok(GcRequest { network, valid })
+}
+
+fn network(config: &Config) -> Result<String, CniError> {
+    match config.name.as_deref() {
+        None | Some("") => Err(invalid_config("the network has no name")),
+        Some(name) => Ok(name.to_owned()),
     }
+}
+
+fn sandbox(environment: &Environment, config: &Config) -> Result<Sandbox, CniError> {
+    let network = network(config)?;
     let id = &environment.container_id;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if id.is_empty() {
@@ -497,7 +523,9 @@ mod tests {
             assert_eq!(error.code, Code::IncompatibleVersion);
             assert!(error.details.contains(says), "{error}");
             assert!(
-                error.details.contains("0.3.1, 0.4.0, 1.0.0, 1.1.0"),
+                error
+                    .details
+                    .contains("0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"),
                 "{error}"
             );
         }
@@ -511,12 +539,40 @@ mod tests {
             ("STATUS", "1.1.0", true),
             ("GC", "1.0.0", false),
             ("GC", "1.1.0", true),
-            ("DEL", "0.3.0", true),
+            ("DEL", "0.1.0", true),
         ] {
-            let config = format!(r#"{{"name":"aws-cni","cniVersion":"{version}"}}"#);
+            let config = format!(
+                r#"{{"name":"aws-cni","cniVersion":"{version}","cni.dev/valid-attachments":[]}}"#
+            );
             let parsed = parse(&environment(command), config.as_bytes());
             assert_eq!(parsed.request.is_ok(), exists, "{command} at {version}");
         }
+    }
+
+    #[test]
+    fn a_gc_without_a_list_of_what_is_to_stay_is_refused() {
+        let gc = |rest: &str| {
+            let config = format!(r#"{{"name":"aws-cni","cniVersion":"1.1.0"{rest}}}"#);
+            parse(&environment("GC"), config.as_bytes()).request
+        };
+        for missing in ["", r#","cni.dev/valid-attachments":null"#] {
+            let error = gc(missing).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig, "{missing}");
+            assert!(error.details.contains("valid-attachments"), "{error}");
+        }
+        for strange in ["7", r#"[{"containerID":"c1"}]"#] {
+            let error = gc(&format!(r#","cni.dev/valid-attachments":{strange}"#)).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig, "{strange}");
+        }
+        let listed = r#","cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]"#;
+        let expected = GcRequest {
+            network: "aws-cni".into(),
+            valid: vec![Attachment {
+                container_id: "c1".into(),
+                if_name: "eth0".into(),
+            }],
+        };
+        assert_eq!(gc(listed).unwrap(), Request::Gc(expected));
     }
 
     #[test]

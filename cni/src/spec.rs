@@ -1,13 +1,18 @@
 //! CNI's wire: versions, results, errors with their numbers. Serde and nothing else.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// A version of the CNI specification that this plugin speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// 0.1.0: results with one address of each family.
+    V0_1_0,
+    /// 0.2.0; the same results as 0.1.0.
+    V0_2_0,
     /// 0.3.0; the same wire as 0.3.1.
     V0_3_0,
     /// 0.3.1: results with interfaces.
@@ -22,7 +27,9 @@ pub enum Version {
 
 impl Version {
     /// All of them, oldest first.
-    pub const ALL: [Version; 5] = [
+    pub const ALL: [Version; 7] = [
+        Version::V0_1_0,
+        Version::V0_2_0,
         Version::V0_3_0,
         Version::V0_3_1,
         Version::V0_4_0,
@@ -35,6 +42,8 @@ impl Version {
     /// As it is written in a configuration.
     pub fn as_str(self) -> &'static str {
         match self {
+            Version::V0_1_0 => "0.1.0",
+            Version::V0_2_0 => "0.2.0",
             Version::V0_3_0 => "0.3.0",
             Version::V0_3_1 => "0.3.1",
             Version::V0_4_0 => "0.4.0",
@@ -138,12 +147,15 @@ pub struct AddResult {
     /// The device index of that ENI; travels as the dummy's `sandbox`.
     pub device: i32,
     /// The pod's address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 impl AddResult {
     /// The JSON that goes to stdout, in the version that the configuration asks for.
     pub fn to_json(&self, version: Version) -> String {
+        if version < Version::V0_3_0 {
+            return self.to_json_without_interfaces(version);
+        }
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Wire<'a> {
@@ -157,15 +169,14 @@ impl AddResult {
             #[serde(skip_serializing_if = "Option::is_none")]
             version: Option<&'static str>,
             interface: usize,
-            address: String,
+            address: IpNet,
         }
-        #[derive(Serialize)]
-        struct Empty {}
         let entry = |name: &str, mac: String, sandbox: String| Interface {
             name: name.into(),
             mac,
             sandbox,
         };
+        let family = if self.address.is_ipv4() { "4" } else { "6" };
         json(&Wire {
             cni_version: version.as_str(),
             interfaces: [
@@ -175,14 +186,46 @@ impl AddResult {
             ],
             ips: [Ip {
                 // Gone since 1.0.0, where the address says it.
-                version: (version < Version::V1_0_0).then_some("4"),
+                version: (version < Version::V1_0_0).then_some(family),
                 interface: 1,
-                address: format!("{}/32", self.address),
+                address: self.address.into(),
             }],
             dns: Empty {},
         })
     }
+
+    /// Before 0.3.0 a result was an address.
+    fn to_json_without_interfaces(&self, version: Version) -> String {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Wire<'a> {
+            cni_version: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            ip4: Option<Ip>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            ip6: Option<Ip>,
+            dns: Empty,
+        }
+        #[derive(Serialize)]
+        struct Ip {
+            ip: IpNet,
+        }
+        let of = |wanted| {
+            (self.address.is_ipv4() == wanted).then_some(Ip {
+                ip: self.address.into(),
+            })
+        };
+        json(&Wire {
+            cni_version: version.as_str(),
+            ip4: of(true),
+            ip6: of(false),
+            dns: Empty {},
+        })
+    }
 }
+
+#[derive(Serialize)]
+struct Empty {}
 
 /// What VERSION answers: the version that was asked in, and all that are spoken.
 pub fn versions_json(asked: &str) -> String {
@@ -222,8 +265,22 @@ pub struct Config {
     /// What ADD waits for: see [`crate::policy_ready`]. Read by ADD only, so that no value of it keeps a pod from
     /// being deleted.
     pub policy_ready: Option<serde_json::Value>,
+    /// GC: the attachments that the runtime still knows, a list of [`Attachment`]. Read by GC only.
+    #[serde(rename = "cni.dev/valid-attachments")]
+    pub valid_attachments: Option<serde_json::Value>,
     /// What ADD answered: for CHECK, and for DEL without the daemon. See [`PrevResult::read`].
     pub prev_result: Option<serde_json::Value>,
+}
+
+/// A sandbox's interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Attachment {
+    /// Id of the sandbox.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// Name of the interface in the pod.
+    #[serde(rename = "ifname")]
+    pub if_name: String,
 }
 
 /// A number that may be written as a string.
@@ -281,41 +338,72 @@ pub struct PrevIp {
 mod tests {
     use super::*;
 
-    #[test]
-    fn addresses_say_their_version_before_1_0_0_only() {
-        let result = AddResult {
+    fn result(address: &str) -> AddResult {
+        AddResult {
             host_veth: "eni0d7763386da".into(),
             if_name: "eth0".into(),
             netns: "/var/run/netns/cni-1".into(),
             table: 3,
             dummy: "dummy0d7763386da".into(),
             device: 2,
-            address: Ipv4Addr::new(10, 40, 1, 7),
-        };
-        for (version, ips) in [
+            address: address.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn results_are_of_the_shape_that_their_version_has() {
+        const INTERFACES: &str = r#""interfaces":[{"name":"eni0d7763386da"},{"name":"eth0","mac":"3","sandbox":"/var/run/netns/cni-1"},{"name":"dummy0d7763386da","mac":"0","sandbox":"2"}],"#;
+        for (version, address, expected) in [
+            (
+                Version::V0_1_0,
+                "10.40.1.7",
+                r#""ip4":{"ip":"10.40.1.7/32"}"#.to_owned(),
+            ),
+            (
+                Version::V0_2_0,
+                "10.40.1.7",
+                r#""ip4":{"ip":"10.40.1.7/32"}"#.to_owned(),
+            ),
+            (
+                Version::V0_2_0,
+                "2600::7",
+                r#""ip6":{"ip":"2600::7/128"}"#.to_owned(),
+            ),
+            (
+                Version::V0_3_0,
+                "10.40.1.7",
+                format!(
+                    r#"{INTERFACES}"ips":[{{"version":"4","interface":1,"address":"10.40.1.7/32"}}]"#
+                ),
+            ),
             (
                 Version::V0_3_1,
-                r#"[{"version":"4","interface":1,"address":"10.40.1.7/32"}]"#,
+                "10.40.1.7",
+                format!(
+                    r#"{INTERFACES}"ips":[{{"version":"4","interface":1,"address":"10.40.1.7/32"}}]"#
+                ),
             ),
             (
                 Version::V0_4_0,
-                r#"[{"version":"4","interface":1,"address":"10.40.1.7/32"}]"#,
+                "2600::7",
+                format!(
+                    r#"{INTERFACES}"ips":[{{"version":"6","interface":1,"address":"2600::7/128"}}]"#
+                ),
             ),
             (
                 Version::V1_0_0,
-                r#"[{"interface":1,"address":"10.40.1.7/32"}]"#,
+                "10.40.1.7",
+                format!(r#"{INTERFACES}"ips":[{{"interface":1,"address":"10.40.1.7/32"}}]"#),
             ),
             (
                 Version::V1_1_0,
-                r#"[{"interface":1,"address":"10.40.1.7/32"}]"#,
+                "2600::7",
+                format!(r#"{INTERFACES}"ips":[{{"interface":1,"address":"2600::7/128"}}]"#),
             ),
         ] {
-            let interfaces = r#"[{"name":"eni0d7763386da"},{"name":"eth0","mac":"3","sandbox":"/var/run/netns/cni-1"},{"name":"dummy0d7763386da","mac":"0","sandbox":"2"}]"#;
             assert_eq!(
-                result.to_json(version),
-                format!(
-                    r#"{{"cniVersion":"{version}","interfaces":{interfaces},"ips":{ips},"dns":{{}}}}"#
-                )
+                result(address).to_json(version),
+                format!(r#"{{"cniVersion":"{version}",{expected},"dns":{{}}}}"#)
             );
         }
     }

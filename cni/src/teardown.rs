@@ -1,8 +1,6 @@
 //! What DEL does to a node: the rules and the route of a lease go, the veth is left to die with its namespace
 //! (deleting a link waits 16 to 24 ms in the kernel, removing a namespace does it without anybody waiting).
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use selvage_nodenet::rule::{self, Direction};
 use selvage_nodenet::{Error, NetNs, Socket, TableId, link, route};
@@ -17,7 +15,7 @@ use crate::spec::PrevResult;
 pub fn unwire(socket: &mut Socket, leases: &[Lease]) -> Result<(), Error> {
     let mut first = Ok(());
     for lease in leases {
-        let address = IpNet::from(IpAddr::from(lease.address));
+        let address = IpNet::from(lease.address);
         let requests = [
             rule::remove_any_table(TO_POD, Direction::To(address)),
             rule::remove_any_table(FROM_POD, Direction::From(address)),
@@ -77,7 +75,7 @@ pub fn told(result: &PrevResult) -> Option<Told> {
     let mut leases = Vec::new();
     for ip in &result.ips {
         let table = result.interfaces.get(ip.interface?)?.mac.parse().ok()?;
-        let net: ipnet::Ipv4Net = ip.address.parse().ok()?;
+        let net: IpNet = ip.address.parse().ok()?;
         leases.push(Lease::new(net.addr(), table, device));
     }
     Some(Told {
@@ -95,7 +93,7 @@ pub fn is_ours(host: &mut Host, told: &Told, netns: &str) -> Result<bool, Error>
         let Ok(pod) = NetNs::open(netns.as_ref()) else {
             return Ok(false);
         };
-        let Some(mut side) = host.enter(&pod)? else {
+        let Some(mut side) = host.enter(pod)? else {
             return Ok(false);
         };
         let inner = link::find(side.socket(), &told.if_name)?;
@@ -103,11 +101,11 @@ pub fn is_ours(host: &mut Host, told: &Told, netns: &str) -> Result<bool, Error>
     }
     // The veth is dead, and its routes with it: a route that is there is somebody else's.
     let main = match told.leases.first() {
-        Some(lease) => route::list(host.socket(), TableId::MAIN, lease.address.into())?,
+        Some(lease) => route::list(host.socket(), TableId::MAIN, lease.address)?,
         None => Vec::new(),
     };
     let taken = |lease: &Lease| {
-        let net = IpNet::from(IpAddr::from(lease.address));
+        let net = IpNet::from(lease.address);
         main.iter().any(|route| route.destination == net)
     };
     Ok(!told.leases.iter().any(taken))

@@ -276,7 +276,7 @@ fn impossible() -> Step {
 
 fn whole_plan(add: &AddRequest, lease: &Lease, facts: &HostFacts) -> Vec<Step> {
     let mut steps = plan_veth(add, facts);
-    steps.extend(plan_address(lease));
+    steps.extend(plan_address(add, facts, lease));
     steps
 }
 
@@ -287,7 +287,7 @@ fn an_add_that_fails_after_any_step_leaves_nothing() {
     let add = add_request(&node, &sandbox);
     let lease = Lease::new(Ipv4Addr::new(10, 40, 1, 8), 3, 2);
     let mut host = Host::open().unwrap();
-    let mut pod = host.enter(&sandbox.open()).unwrap().unwrap();
+    let mut pod = host.enter(sandbox.open()).unwrap().unwrap();
     let before = (node.state(), sandbox.state());
     let whole = whole_plan(&add, &lease, &host.facts(&add.host_veth).unwrap());
     for steps in 0..=whole.len() {
@@ -315,9 +315,9 @@ fn an_add_that_was_killed_after_any_step_does_not_stand_in_the_way_of_the_next()
         let facts = host.facts(&add.host_veth).unwrap();
         let whole = whole_plan(&add, &lease, &facts);
         let steps = &whole[..count.min(whole.len())];
-        let mut pod = host.enter(&killed.open()).unwrap().unwrap();
+        let mut pod = host.enter(killed.open()).unwrap().unwrap();
         host.run(&mut pod, steps).unwrap().commit();
-        let mut pod = host.enter(&sandbox.open()).unwrap().unwrap();
+        let mut pod = host.enter(sandbox.open()).unwrap().unwrap();
         host.wire(&mut pod, &add, &lease).unwrap().commit();
         let state = (rules(), routes(), sandbox.ip(&["-4", "route", "show"]));
         assert_eq!(
@@ -336,22 +336,14 @@ fn an_add_that_was_killed_after_any_step_does_not_stand_in_the_way_of_the_next()
 #[test]
 fn an_add_into_a_conflict_gives_the_lease_back_and_leaves_the_pod_as_it_was() {
     let node = Node::new();
-    let ipamd = Ipamd::start(&[SECOND, SECOND, SECOND, SECOND]);
+    let ipamd = Ipamd::start(&[SECOND, SECOND, SECOND]);
     run(
         "ip",
         &[
             "link", "property", "add", "dev", "lo", "altname", OTHER_VETH,
         ],
     );
-    let conflicts: [(&str, &str, &[&str], &str); 4] = [
-        (
-            "an interface of the name",
-            "web-0",
-            &[
-                "link", "add", "eth0", "type", "veth", "peer", "name", "else",
-            ],
-            "the pod has an interface eth0 already",
-        ),
+    let conflicts: [(&str, &str, &[&str], &str); 3] = [
         (
             "a route to the gateway",
             "web-0",
@@ -388,6 +380,269 @@ fn an_add_into_a_conflict_gives_the_lease_back_and_leaves_the_pod_as_it_was() {
         assert!(state.leases.is_empty(), "{conflict}");
         assert_eq!(state.dels[number].reason, "SetupNSFailed", "{conflict}");
     }
+}
+
+/// The plugin cannot tell a stranger's interface from that of another ADD of this sandbox that is still at work, whose
+/// lease is the same one: were it given back, a pod's address would go to another.
+#[test]
+fn a_lease_is_kept_where_the_pod_has_an_interface_of_the_name_until_the_runtimes_del() {
+    let node = Node::new();
+    let ipamd = Ipamd::start(&[SECOND]);
+    let sandbox = node.sandbox("cni-1", "web-0");
+    sandbox.ip(&[
+        "link", "add", "eth0", "type", "veth", "peer", "name", "else",
+    ]);
+    let before = (node.state(), sandbox.state());
+    let (code, msg, details) = node.add(&sandbox).error();
+    assert_eq!(code, 5, "{msg}: {details}");
+    assert!(msg.contains("default/web-0 with 10.40.1.8"), "{msg}");
+    assert_eq!(details, "the pod has an interface eth0 already");
+    assert_eq!((node.state(), sandbox.state()), before);
+    assert!(ipamd.state.lock().unwrap().dels.is_empty());
+    node.del(&sandbox).ok();
+    assert!(ipamd.state.lock().unwrap().leases.is_empty());
+    assert_eq!((node.state(), sandbox.state()), before);
+}
+
+#[test]
+fn a_sandbox_that_is_added_twice_is_wired_anew_with_what_it_has() {
+    let node = router();
+    let ipamd = Ipamd::start(&[FIRST]);
+    ipamd.state.lock().unwrap().repeats = true;
+    let sandbox = node.sandbox("cni-1", "web-0");
+    let first = node.add(&sandbox).ok();
+    let state = (rules(), routes());
+    assert_eq!(node.add(&sandbox).ok(), first);
+    assert_eq!((rules(), routes()), state);
+    assert!(ipamd.state.lock().unwrap().dels.is_empty());
+    let inside = listen(&sandbox, FIRST.0);
+    assert!(talk(inside.local_addr().unwrap()));
+}
+
+#[test]
+fn of_two_sandboxes_of_one_pod_at_once_each_is_whole_or_nothing() {
+    let node = router();
+    let ipamd = Ipamd::start(&[FIRST, SECOND]);
+    let sandboxes = [
+        node.sandbox("cni-1", "web-0"),
+        node.sandbox("cni-2", "web-0"),
+    ];
+    let config = node.config("1.1.0");
+    let both = sandboxes
+        .each_ref()
+        .map(|sandbox| node.start("ADD", sandbox, &config));
+    let ended = both.map(finish);
+    assert!(ended.iter().any(|ended| ended.code == 0), "{ended:?}");
+    // The one that was added last has the veth; what failed holds nothing.
+    let mut whole = 0;
+    for (sandbox, ended) in sandboxes.iter().zip(&ended) {
+        if ended.code != 0 {
+            let held = ipamd.state.lock().unwrap().leases.contains_key(&sandbox.id);
+            assert!(!held, "{ended:?}");
+        } else if sandbox.state().contains("eth0") {
+            let result = ended.json();
+            let address = result["ips"][0]["address"].as_str().unwrap().to_owned();
+            let inside = listen(sandbox, address.trim_end_matches("/32"));
+            assert!(talk(inside.local_addr().unwrap()), "{address}");
+            whole += 1;
+        }
+    }
+    assert_eq!(whole, 1);
+}
+
+/// An address of the primary interface in an IPv6 cluster.
+const SIXTH: (&str, i32, i32) = ("fd00:40:1::7", 0, 254);
+/// The same, of a secondary interface.
+const SEVENTH: (&str, i32, i32) = ("fd00:40:1::8", 1, 2);
+/// The host itself.
+const HOST_V6: &str = "fd00:40::10";
+
+#[test]
+fn an_ipv6_pod_talks_to_its_host_and_to_another_pod() {
+    let node = Node::new();
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    run(
+        "ip",
+        &[
+            "address",
+            "add",
+            &format!("{HOST_V6}/128"),
+            "dev",
+            "lo",
+            "nodad",
+        ],
+    );
+    let _ipamd = Ipamd::start(&[SIXTH, SEVENTH]);
+    let (one, two) = (
+        node.sandbox("cni-1", "web-0"),
+        node.sandbox("cni-2", "nginx"),
+    );
+    // As a runtime leaves it that thinks of IPv4 alone.
+    let off = "net.ipv6.conf.all.disable_ipv6=1";
+    run("ip", &["netns", "exec", "cni-1", "sysctl", "-qw", off]);
+    let result = node.add(&one).ok();
+    assert!(
+        result.contains(r#""address":"fd00:40:1::7/128""#),
+        "{result}"
+    );
+    node.add(&two).ok();
+    let at = |listener: &TcpListener| listener.local_addr().unwrap();
+    let host = TcpListener::bind((HOST_V6, 0)).unwrap();
+    // The address can be used the moment that ADD ends.
+    let (inside_one, inside_two) = (listen(&one, SIXTH.0), listen(&two, SEVENTH.0));
+    assert!(talk(at(&inside_one)), "host to pod");
+    assert_eq!(heard(&inside_one), HOST_V6);
+    assert!(one.open().run(|| talk(at(&host))).unwrap(), "pod to host");
+    assert_eq!(heard(&host), SIXTH.0);
+    assert!(
+        one.open().run(|| talk(at(&inside_two))).unwrap(),
+        "pod to pod"
+    );
+    assert_eq!(heard(&inside_two), SIXTH.0);
+
+    let inside = one.ip(&["-6", "route", "show", "default"]);
+    assert!(
+        inside.starts_with("default via fe80::1 dev eth0"),
+        "{inside}"
+    );
+    assert_eq!(
+        one.ip(&["-4", "route", "show"]),
+        "",
+        "no IPv4 that leads nowhere"
+    );
+    let neighbour = one.ip(&["-6", "neighbour", "show", "nud", "permanent"]);
+    assert!(
+        neighbour.starts_with("fe80::1 dev eth0 lladdr "),
+        "{neighbour}"
+    );
+    let shown = run("ip", &["-6", "rule", "show"]);
+    for rule in [
+        "512:\tfrom all to fd00:40:1::7 lookup main",
+        "1536:\tfrom fd00:40:1::8 lookup 2",
+    ] {
+        assert!(shown.contains(rule), "{shown}");
+    }
+    assert!(!shown.contains("from fd00:40:1::7"), "{shown}");
+
+    let mut config = node.config("1.1.0");
+    config["prevResult"] = serde_json::from_str(&result).unwrap();
+    assert_eq!(node.command("CHECK", &one, &config).ok(), "");
+    run("ip", &["-6", "route", "delete", SIXTH.0]);
+    let (_, _, details) = node.command("CHECK", &one, &config).error();
+    assert!(details.contains("no route fd00:40:1::7/128"), "{details}");
+
+    node.del(&two).ok();
+    // Without the daemon, by what ADD told.
+    drop(_ipamd);
+    del(&node, &one, Some(&result), true).ok();
+    let shown = run("ip", &["-6", "rule", "show"]);
+    assert!(!shown.contains("fd00:40:1"), "{shown}");
+    assert_eq!(run("ip", &["-6", "route", "show", SEVENTH.0]), "");
+}
+
+#[test]
+fn an_ipv6_pod_with_a_default_route_already_is_refused_and_gives_its_lease_back() {
+    let node = Node::new();
+    let ipamd = Ipamd::start(&[SIXTH]);
+    let sandbox = node.sandbox("cni-1", "web-0");
+    sandbox.ip(&["link", "set", "lo", "up"]);
+    sandbox.ip(&[
+        "-6", "route", "add", "default", "dev", "lo", "metric", "1024",
+    ]);
+    let (code, msg, details) = node.add(&sandbox).error();
+    assert_eq!(code, 5, "{msg}: {details}");
+    assert!(msg.contains("default/web-0 with fd00:40:1::7"), "{msg}");
+    assert!(details.contains("::/0"), "{details}");
+    assert_eq!(ipamd.state.lock().unwrap().dels[0].reason, "SetupNSFailed");
+}
+
+/// A pod as aws-node's plugin leaves it behind, with what it told the runtime. Its DEL is ours after the swap.
+#[test]
+fn a_pod_that_aws_node_made_is_deleted_with_the_daemon_and_without() {
+    let node = Node::new();
+    // (table that it told, table of its rule, device): before 1.20 the primary interface's was told as 1.
+    for (told, table, device) in [("3", Some("3"), "2"), ("254", None, "0"), ("1", None, "0")] {
+        for with_daemon in [true, false] {
+            let sandbox = node.sandbox("cni-1", "web-0");
+            run(
+                "ip",
+                &[
+                    "link", "add", VETH, "type", "veth", "peer", "name", "eth0", "netns", "cni-1",
+                ],
+            );
+            run("ip", &["link", "set", VETH, "up"]);
+            sandbox.ip(&["link", "set", "eth0", "up"]);
+            run(
+                "ip",
+                &["route", "add", SECOND.0, "dev", VETH, "scope", "link"],
+            );
+            run(
+                "ip",
+                &[
+                    "rule", "add", "to", SECOND.0, "priority", "512", "table", "main",
+                ],
+            );
+            if let Some(table) = table {
+                run(
+                    "ip",
+                    &[
+                        "rule", "add", "from", SECOND.0, "priority", "1536", "table", table,
+                    ],
+                );
+            }
+            let result = format!(
+                r#"{{"cniVersion":"0.4.0","interfaces":[{{"name":"{VETH}"}},{{"name":"eth0","mac":"{told}","sandbox":"{}"}},{{"name":"dummy0d7763386da","mac":"0","sandbox":"{device}"}}],"ips":[{{"version":"4","interface":1,"address":"{}/32"}}],"dns":{{}}}}"#,
+                sandbox.netns.display(),
+                SECOND.0
+            );
+            let ipamd = with_daemon.then(|| {
+                let ipamd = Ipamd::start(&[]);
+                let metadata = selvage_ipamd_rpc::ipam::IpAllocationMetadata {
+                    ipv4_addr: SECOND.0.into(),
+                    route_table_id: told.parse().unwrap(),
+                    device_number: device.parse().unwrap(),
+                    ..Default::default()
+                };
+                ipamd
+                    .state
+                    .lock()
+                    .unwrap()
+                    .leases
+                    .insert("cni-1".into(), metadata);
+                ipamd
+            });
+            del(&node, &sandbox, Some(&result), true).ok();
+            assert_eq!(
+                (rules().len(), routes().len()),
+                (0, 0),
+                "table {told}, daemon {with_daemon}"
+            );
+            drop(ipamd);
+            // A namespace takes its links along in its own time.
+            run("ip", &["link", "delete", VETH]);
+            run("ip", &["netns", "delete", "cni-1"]);
+            del(&node, &sandbox, None, false).ok();
+        }
+    }
+}
+
+#[test]
+fn a_del_does_not_wait_for_a_daemon_that_hangs() {
+    let node = Node::new();
+    let ipamd = Ipamd::start(&[SECOND]);
+    let sandbox = node.sandbox("cni-1", "web-0");
+    let result = node.add(&sandbox).ok();
+    drop(ipamd);
+    // Accepts, and never answers.
+    let _hangs = std::os::unix::net::UnixListener::bind(selvage_ipamd_rpc::SOCKET_PATH).unwrap();
+    let start = std::time::Instant::now();
+    del(&node, &sandbox, Some(&result), true).ok();
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!((rules().len(), routes().len()), (0, 0));
 }
 
 #[test]

@@ -7,13 +7,24 @@ mod node;
 
 use ipamd::Ipamd;
 use node::{Ended, Node, run};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const POOL: &[(&str, i32, i32)] = &[("10.40.1.7", 2, 3)];
 
 #[test]
 fn add_answers_in_each_version_byte_for_byte() {
     let node = Node::new();
+    for version in ["0.1.0", "0.2.0"] {
+        let _ipamd = Ipamd::start(POOL);
+        let sandbox = node.sandbox(&format!("cni-{version}"), "web-0");
+        let ended = node.command("ADD", &sandbox, &node.config(version));
+        let expected =
+            format!(r#"{{"cniVersion":"{version}","ip4":{{"ip":"10.40.1.7/32"}},"dns":{{}}}}"#);
+        assert_eq!((ended.stdout.as_str(), ended.code), (expected.as_str(), 0));
+        let ended = node.command("DEL", &sandbox, &node.config(version));
+        assert_eq!((ended.stdout.as_str(), ended.code), ("", 0));
+        run("ip", &["netns", "delete", &sandbox.id]);
+    }
     for (version, ip_version) in [
         ("0.3.0", r#""version":"4","#),
         ("0.3.1", r#""version":"4","#),
@@ -40,7 +51,8 @@ fn add_answers_in_each_version_byte_for_byte() {
 #[test]
 fn version_is_answered_whatever_is_on_stdin_and_without_any_other_variable() {
     let node = Node::new();
-    let supported = r#""supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]"#;
+    let supported =
+        r#""supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]"#;
     for (stdin, asked) in [
         (r#"{"cniVersion":"1.1.0"}"#, "1.1.0"),
         (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
@@ -285,18 +297,60 @@ fn status_is_whether_ipamd_can_give_addresses() {
 }
 
 #[test]
-fn gc_is_answered_and_takes_nothing_from_anybody() {
+fn gc_frees_what_the_runtime_no_longer_lists_and_nothing_else() {
+    let node = Node::new();
+    let ipamd = Ipamd::start(&[("10.40.1.7", 2, 3), ("10.40.1.8", 0, 254)]);
+    let (gone, stays) = (
+        node.sandbox("cni-1", "web-0"),
+        node.sandbox("cni-2", "nginx"),
+    );
+    node.add(&gone).ok();
+    node.add(&stays).ok();
+    let all = node.state();
+    let gc = |valid: Value| {
+        let mut config = node.config("1.1.0");
+        config["cni.dev/valid-attachments"] = valid;
+        let variables = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/opt/cni/bin")];
+        node.plugin(&variables, &config.to_string())
+    };
+    let both = json!([
+        {"containerID": "cni-1", "ifname": "eth0"}, {"containerID": "cni-2", "ifname": "eth0"},
+    ]);
+    assert_eq!(gc(both).ok(), "");
+    assert_eq!(node.state(), all);
+    assert_eq!(
+        gc(json!([{"containerID": "cni-2", "ifname": "eth0"}])).ok(),
+        ""
+    );
+    let left: Vec<String> = ipamd.state.lock().unwrap().leases.keys().cloned().collect();
+    assert_eq!(left, ["cni-2"]);
+    let rules = run("ip", &["rule", "show"]);
+    assert!(
+        !rules.contains("10.40.1.7") && rules.contains("10.40.1.8"),
+        "{rules}"
+    );
+    assert_eq!(run("ip", &["route", "show", "10.40.1.7"]), "");
+    // One that is not what it says takes nothing.
+    assert_eq!(gc(Value::Null).error().0, 7);
+    assert_eq!(ipamd.state.lock().unwrap().leases.len(), 1);
+}
+
+#[test]
+fn gc_with_a_daemon_that_cannot_collect_is_no_error() {
     let node = Node::new();
     let ipamd = Ipamd::start(POOL);
-    let sandbox = node.sandbox("cni-1", "web-0");
-    node.add(&sandbox).ok();
-    let before = (node.state(), sandbox.state());
+    ipamd.state.lock().unwrap().refusal = Some(tonic::Status::unimplemented(""));
     let mut config = node.config("1.1.0");
     config["cni.dev/valid-attachments"] = json!([]);
     let variables = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/opt/cni/bin")];
     assert_eq!(node.plugin(&variables, &config.to_string()).ok(), "");
-    assert_eq!((node.state(), sandbox.state()), before);
-    assert!(ipamd.state.lock().unwrap().dels.is_empty());
+    assert!(node.log().contains("cannot collect"), "{}", node.log());
+    drop(ipamd);
+    let (code, _, details) = node.plugin(&variables, &config.to_string()).error();
+    assert!(
+        code == 11 && details.contains("cannot be reached"),
+        "{code} {details}"
+    );
 }
 
 #[test]

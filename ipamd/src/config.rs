@@ -71,6 +71,10 @@ pub struct Config {
     pub plugin_log_file: String,
     /// The plugin's log level.
     pub plugin_log_level: String,
+    /// Whether CNI's `bandwidth` is chained.
+    pub bandwidth: bool,
+    /// Whether pods have no IPv6, which CNI's `tuning` sees to.
+    pub disable_pod_v6: bool,
     /// What an ADD waits for beside an address, if anything.
     pub policy_ready: Option<PolicyReady>,
     /// The socket.
@@ -172,6 +176,9 @@ impl TryFrom<&Args> for Config {
             cni_plugin: path("CNI_PLUGIN", &args.cni_plugin, "/app/aws-cni")?,
             plugin_log_file: plugin_log_file(args)?,
             plugin_log_level: plugin_log_level(args)?,
+            bandwidth: Setting::new("ENABLE_BANDWIDTH_PLUGIN", &args.enable_bandwidth_plugin)
+                .truth()?,
+            disable_pod_v6: Setting::new("DISABLE_POD_V6", &args.disable_pod_v6).truth()?,
             policy_ready: policy_ready(args)?,
             socket: path("IPAMD_SOCKET", &args.socket, selvage_ipamd_rpc::SOCKET_PATH)?,
             checkpoint: path(

@@ -2,16 +2,27 @@
 //!
 //! The conflist is what makes a node Ready, so it is written only when the daemon can give addresses. It stays when
 //! the daemon ends: pods that are there must be deletable, and new ones wait for the next daemon.
+//!
+//! What is chained behind our plugin is CNI's own `portmap`, without which `hostPort` does nothing, and by settings
+//! `bandwidth` and `tuning`; and whatever somebody else has put into the list, which is kept as it is.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::Value;
 use thiserror::Error;
+use tracing::warn;
 
 use crate::config::Config;
+
+mod chain;
+mod list;
+
+pub use chain::versions_of;
+pub use list::{Merged, merge};
 
 /// Runtimes take the first file in order of name.
 const CONFLIST: &str = "10-aws.conflist";
@@ -26,59 +37,91 @@ pub struct InstallError {
     source: io::Error,
 }
 
-/// Installs the plugin, then the conflist that calls it; each only if it is not there as it should be. Returns the
-/// files that were changed.
+/// What an installation found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// The files that were changed.
+    pub changed: Vec<PathBuf>,
+    /// What should be chained and is not on the node.
+    pub missing: Vec<Missing>,
+}
+
+/// A plugin that is left out of the conflist because the node does not have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Its path.
+    pub binary: PathBuf,
+    /// What does not work without it.
+    pub without: &'static str,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} is missing: {} does not work on this node; install the CNI plugins there (containernetworking/plugins)",
+            self.binary.display(),
+            self.without
+        )
+    }
+}
+
+/// Installs the plugin, then the conflist that calls it; each only if it is not there as it should be. `versions`
+/// tells which versions of CNI a binary speaks, `None` if it cannot be asked; it is used only when the list of plugins
+/// changes.
 ///
 /// # Errors
 /// When the system refuses. A file is replaced as a whole or not at all.
-pub fn install(config: &Config) -> Result<Vec<PathBuf>, InstallError> {
-    let mut changed = Vec::new();
+pub fn install(
+    config: &Config,
+    versions: impl Fn(&Path) -> Option<Vec<String>>,
+) -> Result<Installed, InstallError> {
+    let mut installed = Installed::default();
     let plugin = config.cni_bin_dir.join(PLUGIN);
-    let installed = install_plugin(&config.cni_plugin, &plugin);
-    if installed.map_err(|source| InstallError {
+    let copied = install_plugin(&config.cni_plugin, &plugin);
+    if copied.map_err(|source| InstallError {
         path: plugin.clone(),
         source,
     })? {
-        changed.push(plugin);
+        installed.changed.push(plugin);
     }
     let conflist = config.cni_conf_dir.join(CONFLIST);
-    let written = write_conflist(config, &conflist);
+    let written = write_conflist(config, &conflist, versions, &mut installed.missing);
     if written.map_err(|source| InstallError {
         path: conflist.clone(),
         source,
     })? {
-        changed.push(conflist);
+        installed.changed.push(conflist);
     }
-    Ok(changed)
+    Ok(installed)
 }
 
-/// The conflist, as text.
-pub fn render(config: &Config) -> String {
-    let mut plugin = json!({
-        "name": "aws-cni",
-        "type": PLUGIN,
-        "vethPrefix": config.veth_prefix,
-        "mtu": config.pod_mtu.to_string(),
-        "pluginLogFile": config.plugin_log_file,
-        "pluginLogLevel": config.plugin_log_level,
-    });
-    if let Some(ready) = &config.policy_ready {
-        plugin["policyReady"] = json!({
-            "directory": ready.directory,
-            "timeoutSeconds": ready.timeout.as_secs(),
-        });
-    }
-    let list = json!({"cniVersion": "1.1.0", "name": "aws-cni", "plugins": [plugin]});
-    format!("{list:#}\n")
-}
-
-fn write_conflist(config: &Config, path: &Path) -> io::Result<bool> {
-    let text = render(config);
-    match fs::read(path) {
-        Ok(there) if there == text.as_bytes() => return Ok(false),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+fn write_conflist(
+    config: &Config,
+    path: &Path,
+    versions: impl Fn(&Path) -> Option<Vec<String>>,
+    missing: &mut Vec<Missing>,
+) -> io::Result<bool> {
+    let there = match fs::read(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
+    };
+    if let Some(Err(error)) = there.as_deref().map(serde_json::from_slice::<Value>) {
+        warn!(path = %path.display(), %error, "the conflist was not JSON");
+    }
+    let binary = |kind: &str| config.cni_bin_dir.join(kind);
+    let has = |kind: &str| binary(kind).exists();
+    let merged = merge(config, there.as_deref(), has, |kind| {
+        versions(&binary(kind))
+    });
+    missing.extend(merged.missing.into_iter().map(|(kind, without)| Missing {
+        binary: binary(&kind),
+        without,
+    }));
+    let text = merged.text;
+    if there.is_some_and(|there| there == text.as_bytes()) {
+        return Ok(false);
     }
     replace(path, 0o644, |file| file.write_all(text.as_bytes()))?;
     Ok(true)
@@ -142,96 +185,4 @@ fn replace(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Args;
-
-    fn config(root: &Path) -> Config {
-        let text = |p: &str| Some(root.join(p).to_string_lossy().into_owned());
-        fs::create_dir_all(root.join("bin")).unwrap();
-        fs::create_dir_all(root.join("net.d")).unwrap();
-        fs::write(root.join("aws-cni"), "#!/bin/sh\n# one\n").unwrap();
-        let args = Args {
-            cni_bin_dir: text("bin"),
-            cni_conf_dir: text("net.d"),
-            cni_plugin: text("aws-cni"),
-            ..Args::default()
-        };
-        Config::try_from(&args).unwrap()
-    }
-
-    #[test]
-    fn the_conflist_names_the_plugin_with_texts_as_awss_plugin_wants_them() {
-        let root = tempfile::tempdir().unwrap();
-        let list: serde_json::Value = serde_json::from_str(&render(&config(root.path()))).unwrap();
-        assert_eq!(list["cniVersion"], "1.1.0");
-        assert_eq!(list["name"], "aws-cni");
-        assert_eq!(list["plugins"][0]["type"], "aws-cni");
-        assert_eq!(list["plugins"][0]["mtu"], "9001");
-        assert_eq!(list["plugins"][0]["vethPrefix"], "eni");
-        assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
-        assert!(list["plugins"][0].get("policyReady").is_none());
-    }
-
-    #[test]
-    fn an_add_waits_for_policy_only_where_the_daemon_was_told_a_directory() {
-        let rows = [
-            (None, None, json!(null)),
-            (Some(""), Some("9"), json!(null)),
-            (
-                Some("/run/ready"),
-                None,
-                json!({"directory": "/run/ready", "timeoutSeconds": 20}),
-            ),
-            (
-                Some("/run/ready"),
-                Some("60"),
-                json!({"directory": "/run/ready", "timeoutSeconds": 60}),
-            ),
-        ];
-        for (directory, seconds, expected) in rows {
-            let args = Args {
-                policy_ready_dir: directory.map(ToOwned::to_owned),
-                policy_ready_timeout_seconds: seconds.map(ToOwned::to_owned),
-                ..Args::default()
-            };
-            let text = render(&Config::try_from(&args).unwrap());
-            let list: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(list["plugins"][0]["policyReady"], expected, "{directory:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_right_is_not_written_again_and_what_is_wrong_is() {
-        let root = tempfile::tempdir().unwrap();
-        let config = config(root.path());
-        assert_eq!(install(&config).unwrap().len(), 2);
-        assert_eq!(install(&config).unwrap(), Vec::<PathBuf>::new());
-
-        let plugin = root.path().join("bin/aws-cni");
-        assert_eq!(
-            fs::metadata(&plugin).unwrap().permissions().mode() & 0o777,
-            0o755
-        );
-        // Same length, other content.
-        fs::write(root.path().join("aws-cni"), "#!/bin/sh\n# two\n").unwrap();
-        assert_eq!(install(&config).unwrap(), [plugin.as_path()]);
-        fs::set_permissions(&plugin, fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(install(&config).unwrap(), [plugin.as_path()]);
-
-        let conflist = root.path().join("net.d/10-aws.conflist");
-        fs::write(&conflist, "{}").unwrap();
-        assert_eq!(install(&config).unwrap(), [conflist.as_path()]);
-        let left: Vec<_> = fs::read_dir(root.path().join("net.d")).unwrap().collect();
-        assert_eq!(left.len(), 1, "{left:?}");
-    }
-
-    #[test]
-    fn a_directory_that_is_missing_is_named() {
-        let root = tempfile::tempdir().unwrap();
-        let config = config(root.path());
-        fs::remove_dir(root.path().join("net.d")).unwrap();
-        let error = install(&config).unwrap_err().to_string();
-        assert!(error.contains("net.d/10-aws.conflist"), "{error}");
-    }
-}
+mod tests;

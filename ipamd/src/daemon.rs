@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, Resting};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::events::EventSink;
@@ -269,7 +269,11 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
             .entries
             .into_iter()
             .partition(|entry| has_veth(entry, &links));
-        let mut resting = checkpoint.cooling;
+        // Not longer than an address rests, whatever the clock was when it was written.
+        let mut resting: Resting = checkpoint.cooling;
+        for (_, until) in &mut resting {
+            *until = (*until).min(now + config.cooldown);
+        }
         for entry in gone {
             info!(pod = %entry.pod, address = %entry.address, "pod has gone while nobody looked");
             self.insist("remove a gone pod's rules", || {

@@ -38,6 +38,8 @@ struct Counters {
     api_errors: BTreeMap<(Operation, String), u64>,
     ipamd_errors: BTreeMap<&'static str, u64>,
     repairs: u64,
+    checkpoint_writes: u64,
+    checkpoint_write_time: Duration,
 }
 
 /// The counters. Shared by whoever counts; never held over an `.await`.
@@ -92,6 +94,13 @@ impl Metrics {
     /// Something of the host had to be made again.
     pub fn count_repair(&self) {
         self.lock().repairs += 1;
+    }
+
+    /// The checkpoint was written: what an ADD waited for, serialising included.
+    pub fn count_checkpoint(&self, took: Duration) {
+        let mut counters = self.lock();
+        counters.checkpoint_writes += 1;
+        counters.checkpoint_write_time += took;
     }
 
     /// A call to the cloud has ended.
@@ -209,6 +218,17 @@ impl Metrics {
             "Times something of the host was made again",
             counters.repairs,
         );
+        let name = "selvage_ipamd_checkpoint_write_ms";
+        text.head(name, "Writes of the checkpoint", "summary");
+        text.sample(
+            &format!("{name}_sum"),
+            &[],
+            format_args!(
+                "{:.3}",
+                counters.checkpoint_write_time.as_secs_f64() * 1000.0
+            ),
+        );
+        text.sample(&format!("{name}_count"), &[], counters.checkpoint_writes);
         render_calls(&counters, text);
     }
 }

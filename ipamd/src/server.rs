@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::stream;
 use selvage_ipamd_core::ids::{PodKey, PodName};
+use selvage_ipamd_core::pool::Lease;
 use selvage_ipamd_rpc::HEALTH_SERVICE;
 use selvage_ipamd_rpc::health::health_check_response::ServingStatus;
 use selvage_ipamd_rpc::health::health_server::{Health, HealthServer};
@@ -16,9 +17,10 @@ use selvage_ipamd_rpc::ipam::cni_backend_server::{CniBackend, CniBackendServer};
 use selvage_ipamd_rpc::ipam::config_server_backend_server::{
     ConfigServerBackend, ConfigServerBackendServer,
 };
+use selvage_ipamd_rpc::ipam::selvage_backend_server::{SelvageBackend, SelvageBackendServer};
 use selvage_ipamd_rpc::ipam::{
-    AddNetworkReply, AddNetworkRequest, DelNetworkReply, DelNetworkRequest, IpAllocationMetadata,
-    NetworkPolicyAgentConfigReply,
+    AddNetworkReply, AddNetworkRequest, CollectGarbageReply, CollectGarbageRequest,
+    DelNetworkReply, DelNetworkRequest, IpAllocationMetadata, NetworkPolicyAgentConfigReply,
 };
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response};
 use tracing::{debug, warn};
 
-use crate::daemon::{Grant, Handle, Refusal, Status};
+use crate::daemon::{Handle, Refusal, Status};
 use crate::hostnet::route_table;
 
 /// How long another daemon is given to accept.
@@ -134,6 +136,7 @@ pub async fn serve(
     tonic::transport::Server::builder()
         .add_service(CniBackendServer::new(service.clone()))
         .add_service(ConfigServerBackendServer::new(service.clone()))
+        .add_service(SelvageBackendServer::new(service.clone()))
         .add_service(HealthServer::new(service))
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await?;
@@ -174,7 +177,7 @@ impl CniBackend for Service {
             .filter(|_| !config.external_snat);
         Ok(Response::new(AddNetworkReply {
             success: true,
-            ip_allocation_metadata: vec![metadata(&grant)],
+            ip_allocation_metadata: vec![metadata(&grant.lease)],
             use_external_snat: config.external_snat,
             vpc_v4_cidrs: vpc.chain(excluded).map(|b| b.to_string()).collect(),
             network_policy_mode: config.network_policy_mode.clone(),
@@ -192,9 +195,29 @@ impl CniBackend for Service {
         let grant = self.handle.del(key).await.map_err(status)?;
         Ok(Response::new(DelNetworkReply {
             success: true,
-            ip_allocation_metadata: vec![metadata(&grant)],
+            ip_allocation_metadata: vec![metadata(&grant.lease)],
             network_policy_mode: self.handle.config().network_policy_mode.clone(),
             ..DelNetworkReply::default()
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl SelvageBackend for Service {
+    async fn collect_garbage(
+        &self,
+        request: Request<CollectGarbageRequest>,
+    ) -> Result<Response<CollectGarbageReply>, tonic::Status> {
+        let request = request.into_inner();
+        if request.network_name.is_empty() {
+            return Err(tonic::Status::invalid_argument("NetworkName is empty"));
+        }
+        let valid = request.valid.into_iter();
+        let valid = valid.map(|one| (one.container_id, one.if_name)).collect();
+        let freed = self.handle.collect(request.network_name, valid).await;
+        let freed = freed.map_err(status)?;
+        Ok(Response::new(CollectGarbageReply {
+            ip_allocation_metadata: freed.iter().map(metadata).collect(),
         }))
     }
 }
@@ -263,10 +286,10 @@ fn key(
     })
 }
 
-fn metadata(grant: &Grant) -> IpAllocationMetadata {
-    let address: Ipv4Addr = grant.lease.address;
+fn metadata(lease: &Lease) -> IpAllocationMetadata {
+    let address: Ipv4Addr = lease.address;
     // A lease without an interface has no rule that names a table: as on the primary interface.
-    let device = grant.lease.device_index.unwrap_or(0);
+    let device = lease.device_index.unwrap_or(0);
     IpAllocationMetadata {
         ipv4_addr: address.to_string(),
         ipv6_addr: String::new(),

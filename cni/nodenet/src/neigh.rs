@@ -1,4 +1,5 @@
-//! Neighbours: permanent entries, so that nobody has to answer for an address that nobody has.
+//! Neighbours: permanent entries, so that nobody has to answer for an address that nobody has, and entries that spare the
+//! first packet a question.
 
 use std::net::IpAddr;
 
@@ -27,8 +28,18 @@ pub struct Neighbour {
 
 /// Sets a permanent neighbour, in the place of what the kernel has for that address.
 pub fn replace(link: LinkIndex, ip: IpAddr, mac: Mac) -> Request {
+    set(link, ip, mac, NeighbourState::Permanent)
+}
+
+/// Tells the kernel of a neighbour as if it had been heard of some time ago: it is used at once, and asked whether it is
+/// still there after the first packets.
+pub fn introduce(link: LinkIndex, ip: IpAddr, mac: Mac) -> Request {
+    set(link, ip, mac, NeighbourState::Stale)
+}
+
+fn set(link: LinkIndex, ip: IpAddr, mac: Mac, state: NeighbourState) -> Request {
     let mut message = key(link, ip);
-    message.header.state = NeighbourState::Permanent;
+    message.header.state = state;
     let address = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
     message.attributes.push(address);
     Request::new(

@@ -1,20 +1,20 @@
 //! One call to ipamd on a connection of its own, with a deadline on the connection and on the reply.
 //!
-//! The plugin lives for one call, so nothing is kept and nothing runs in the background: the request leaves
-//! with the connection's first bytes (RFC 9113 §3.4 lets a client speak before the server's settings have
-//! come), and while ipamd works the caller may do the same.
+//! Nothing is kept and nothing runs in the background: the request leaves with the connection's first bytes
+//! (RFC 9113 §3.4 lets a client speak before the server's settings have come). [`call`] is for who has a runtime,
+//! [`blocking`] for who has not.
 
+pub mod blocking;
 mod transport;
 
-use std::future::{Future, poll_fn};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::{Response, Status};
+
+use transport::converse;
 
 pub use transport::Transport;
 
@@ -93,17 +93,6 @@ pub async fn call<T>(
     deadlines: Deadlines,
     work: impl AsyncFnOnce(Transport) -> Result<Response<T>, Status>,
 ) -> Result<T, CallError> {
-    call_meanwhile(socket, deadlines, work, || ()).await
-}
-
-/// As [`call`], and does something else when the request has gone out and before the reply is looked for.
-/// It is not done if the call fails before that. May block: nothing else waits for the runtime.
-pub async fn call_meanwhile<T>(
-    socket: &Path,
-    deadlines: Deadlines,
-    work: impl AsyncFnOnce(Transport) -> Result<Response<T>, Status>,
-    meanwhile: impl FnOnce(),
-) -> Result<T, CallError> {
     let refused = |source| ConnectError::Refused {
         path: socket.to_owned(),
         source,
@@ -115,44 +104,18 @@ pub async fn call_meanwhile<T>(
             after: deadlines.connect,
         })?
         .map_err(refused)?;
-    let conversation = async {
-        let (transport, connection) = transport::handshake(stream).await?;
-        let mut driver = pin!(connection);
-        let mut reply = pin!(work(transport));
-        let mut over = false;
-        // The order matters: what the call wants to send, then the sending, then looking for what has come.
-        let mut turn = move |cx: &mut std::task::Context<'_>| {
-            if let Poll::Ready(reply) = reply.as_mut().poll(cx) {
-                return Poll::Ready(reply);
-            }
-            if !over && driver.as_mut().poll(cx).is_ready() {
-                // The call learns from its stream why.
-                over = true;
-            }
-            reply.as_mut().poll(cx)
-        };
-        let mut meanwhile = Some(meanwhile);
-        poll_fn(|cx| {
-            let mut polled = turn(cx);
-            if polled.is_pending()
-                && let Some(meanwhile) = meanwhile.take()
-            {
-                meanwhile();
-                polled = turn(cx);
-            }
-            polled
-        })
-        .await
-    };
-    match timeout(deadlines.reply, conversation).await {
+    match timeout(deadlines.reply, converse(stream, work, || ())).await {
         Ok(reply) => Ok(reply?.into_inner()),
-        Err(_) => Err(Status::deadline_exceeded(format!(
-            "no answer from {} within {:?}",
-            socket.display(),
-            deadlines.reply
-        ))
-        .into()),
+        Err(_) => Err(silent(socket, deadlines).into()),
     }
+}
+
+fn silent(socket: &Path, deadlines: Deadlines) -> Status {
+    Status::deadline_exceeded(format!(
+        "no answer from {} within {:?}",
+        socket.display(),
+        deadlines.reply
+    ))
 }
 
 /// A request that carries its deadline to the server.

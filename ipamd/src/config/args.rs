@@ -71,6 +71,12 @@ pub struct Args {
     /// The plugin's log level [default: Info]
     #[arg(long, env = "AWS_VPC_K8S_PLUGIN_LOG_LEVEL")]
     pub plugin_log_level: Option<String>,
+    /// true: the conflist chains CNI's `bandwidth` [default: false]
+    #[arg(long, env = "ENABLE_BANDWIDTH_PLUGIN")]
+    pub enable_bandwidth_plugin: Option<String>,
+    /// true: pods have no IPv6; the conflist chains CNI's `tuning` for it [default: false]
+    #[arg(long, env = "DISABLE_POD_V6")]
+    pub disable_pod_v6: Option<String>,
     /// A directory on the host: ADD waits there for a policy agent's word that a pod's rules are in force
     /// [default: not set, nothing is waited for]
     #[arg(long, env = "POLICY_READY_DIR")]

@@ -1,7 +1,7 @@
 //! The keeper: owns the pool, and is the only one that changes it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ use tracing::{debug, error, info, warn};
 use super::journal::Journal;
 use super::request::{NodeFacts, Refusal, Reply, Request, Status};
 use super::{DRAIN, Ready, RunError, Shared, act};
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::conflist::{self, InstallError};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, Store};
+use crate::conflist::{self, InstallError, Installed, Missing};
 use crate::events::EventSink;
 use crate::hostnet::{EniNet, Host, HostError};
 use crate::metrics::Snapshot;
@@ -51,7 +51,7 @@ enum Done {
     Host(Result<Vec<String>, HostError>),
     Forgot(Result<(), HostError>),
     Written(u64, Result<(), CheckpointError>),
-    Installed(Result<Vec<PathBuf>, InstallError>),
+    Installed(Result<Installed, InstallError>),
 }
 
 /// An ADD that waits for an address.
@@ -83,9 +83,12 @@ pub(super) struct Keeper<C, H, E> {
     work: JoinSet<Done>,
     waiting: VecDeque<Waiter>,
     journal: Journal,
+    store: Arc<Store>,
     /// Where the checkpoint is, a write waits for no disk.
     in_memory: bool,
     timers: Timers,
+    /// What is left out of the conflist.
+    missing: Vec<Missing>,
 }
 
 impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
@@ -100,8 +103,9 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         let now = Instant::now();
         // What was restored may differ from what is on disk.
         let mut journal = Journal::default();
-        journal.changed();
+        journal.changed(now);
         let in_memory = checkpoint::is_in_memory(&shared.config.checkpoint);
+        let store = Arc::new(Store::new(shared.config.checkpoint.clone()));
         Self {
             shared,
             instance: ready.instance,
@@ -114,6 +118,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             work: JoinSet::new(),
             waiting: VecDeque::new(),
             journal,
+            store,
             in_memory,
             timers: Timers {
                 survey: now + SURVEY,
@@ -122,6 +127,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 refreshing: 0,
                 installing: false,
             },
+            missing: Vec::new(),
         }
     }
 
@@ -137,6 +143,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         loop {
             self.advance();
             let patience = self.waiting.iter().map(|w| w.until).min();
+            let write = self.journal.due_at(Instant::now());
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(request) = inbox.recv() => {
@@ -145,6 +152,9 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                     while let Ok(request) = inbox.try_recv() {
                         self.answer(request);
                     }
+                    self.write();
+                    // Answers go out before it is thought about what follows from them.
+                    tokio::task::yield_now().await;
                 }
                 Some(done) = self.work.join_next() => {
                     let done = done.map_err(|e| RunError::Task(e.to_string()))?;
@@ -154,7 +164,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                     self.journal.unstick();
                     self.look_around();
                 }
-                () = at(patience) => {}
+                () = at(patience.into_iter().chain(write).min()) => {}
             }
         }
         inbox.close();
@@ -218,6 +228,11 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         match request {
             Request::Add { key, pod, reply } => self.add(key, pod, reply, now),
             Request::Del { key, reply } => self.del(key, reply, now),
+            Request::Collect {
+                network,
+                valid,
+                reply,
+            } => self.collect(&network, &valid, reply, now),
             Request::Snapshot { reply } => {
                 // A scraper that has gone does not matter.
                 let _ = reply.send(self.snapshot(now));
@@ -253,8 +268,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             Done::Installed(result) => {
                 self.timers.installing = false;
                 match result {
-                    Ok(files) if files.is_empty() => {}
-                    Ok(files) => info!(?files, "installed"),
+                    Ok(installed) => self.take_installed(installed),
                     Err(error) => {
                         error!(%error, "plugin and conflist");
                         self.trouble("InstallFailed", "Install".into(), error.to_string());
@@ -304,19 +318,25 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         for pending in self.journal.due() {
             pending.answer(Ok(()));
         }
-        let Some(version) = self.journal.start() else {
+        let Some(version) = self.journal.start(Instant::now()) else {
             return;
         };
         let now = self.now();
+        let start = Instant::now();
         let checkpoint = Checkpoint::of(self.pool.leases(), self.pool.cooling(now));
-        let path = self.shared.config.checkpoint.clone();
         if self.in_memory {
             // Cheaper than waking a thread, and ADD waits for it.
-            let result = checkpoint.write(&path);
+            let result = self.store.write(&checkpoint);
+            self.shared.metrics.count_checkpoint(start.elapsed());
             self.take_written(version, result);
         } else {
-            self.work
-                .spawn_blocking(move || Done::Written(version, checkpoint.write(&path)));
+            let shared = self.shared.clone();
+            let store = self.store.clone();
+            self.work.spawn_blocking(move || {
+                let result = store.write(&checkpoint);
+                shared.metrics.count_checkpoint(start.elapsed());
+                Done::Written(version, result)
+            });
         }
     }
 
@@ -347,8 +367,25 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         }
         self.timers.installing = true;
         let shared = self.shared.clone();
-        self.work
-            .spawn_blocking(move || Done::Installed(conflist::install(&shared.config)));
+        let runtime = tokio::runtime::Handle::current();
+        self.work.spawn_blocking(move || {
+            let versions = |plugin: &Path| runtime.block_on(conflist::versions_of(plugin));
+            Done::Installed(conflist::install(&shared.config, versions))
+        });
+    }
+
+    /// What is missing is told once, and again when it has come and gone.
+    fn take_installed(&mut self, installed: Installed) {
+        if !installed.changed.is_empty() {
+            info!(files = ?installed.changed, "installed");
+        }
+        if self.missing != installed.missing {
+            for missing in &installed.missing {
+                warn!(%missing, "conflist");
+                self.trouble("PluginMissing", "Install".into(), missing.to_string());
+            }
+            self.missing = installed.missing;
+        }
     }
 
     fn snapshot(&self, now: Timestamp) -> Snapshot {
@@ -372,13 +409,14 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 Request::Add { reply, .. } | Request::Del { reply, .. } => {
                     let _ = reply.send(Err(Refusal::Stopping));
                 }
-                Request::Snapshot { .. } => {}
+                Request::Collect { .. } | Request::Snapshot { .. } => {}
             }
         }
         for waiter in self.waiting.drain(..) {
             let _ = waiter.reply.send(Err(Refusal::Stopping));
         }
         let deadline = Instant::now() + DRAIN;
+        self.journal.hurry();
         loop {
             self.write();
             if self.work.is_empty() {

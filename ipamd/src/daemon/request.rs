@@ -1,5 +1,6 @@
 //! What the keeper can be asked, and by whom.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +106,12 @@ pub(crate) enum Request {
         key: PodKey,
         reply: Reply,
     },
+    Collect {
+        network: String,
+        /// Sandbox id and name of the interface.
+        valid: BTreeSet<(String, String)>,
+        reply: oneshot::Sender<Vec<Lease>>,
+    },
     Snapshot {
         reply: oneshot::Sender<Snapshot>,
     },
@@ -149,6 +156,22 @@ impl Handle {
         self.started().await?;
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Del { key, reply }, answer).await?
+    }
+
+    /// Takes back what every sandbox of a network holds that is not in `valid` (sandbox id and interface name).
+    pub async fn collect(
+        &self,
+        network: String,
+        valid: BTreeSet<(String, String)>,
+    ) -> Result<Vec<Lease>, Refusal> {
+        self.started().await?;
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Collect {
+            network,
+            valid,
+            reply,
+        };
+        self.ask(request, answer).await
     }
 
     /// What the pool holds; `None` while the daemon starts or ends.

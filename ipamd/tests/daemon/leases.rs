@@ -71,6 +71,41 @@ async fn an_address_rests_for_thirty_seconds_between_two_pods() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_runtime_no_longer_lists_is_collected_and_rests() {
+    let mut node = Node::new(Ec2::with_limits(1, 4));
+    node.args.add_wait_seconds = Some("0".into());
+    let daemon = node.start_ready().await;
+    let (one, two) = (daemon.add_ok("one").await, daemon.add_ok("two").await);
+    let all = [("sandbox-one", "eth0"), ("sandbox-two", "eth0")];
+    assert!(daemon.collect("aws-cni", &all).await.is_empty());
+    assert!(
+        daemon.collect("another", &[]).await.is_empty(),
+        "of another network"
+    );
+    let left = [("sandbox-two", "eth0"), ("sandbox-one", "eth1")];
+    assert_eq!(daemon.collect("aws-cni", &left).await, [one]);
+    assert_eq!(daemon.add_ok("two").await, two);
+    assert_eq!(
+        daemon.del("one").await.unwrap_err().code(),
+        tonic::Code::NotFound
+    );
+    let (three, refused) = (daemon.add_ok("three").await, daemon.add("four").await);
+    assert_ne!(three, one, "it rests");
+    assert!(
+        refused
+            .unwrap_err()
+            .message()
+            .contains("rest after their pods")
+    );
+    // On disk, too.
+    daemon.kill().await;
+    node.make_veth("two");
+    let daemon = node.start_ready().await;
+    assert_eq!(daemon.del_ok("two").await, two);
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_nobody_knows_is_told_in_the_words_that_awss_plugin_looks_for() {
     let node = Node::new(Ec2::small());
     let daemon = node.start_ready().await;

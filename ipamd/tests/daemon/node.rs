@@ -16,8 +16,10 @@ use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_core::ids::PodName;
 use selvage_ipamd_rpc::client::{CallError, Deadlines, call, request};
 use selvage_ipamd_rpc::ipam::cni_backend_client::CniBackendClient;
+use selvage_ipamd_rpc::ipam::selvage_backend_client::SelvageBackendClient;
 use selvage_ipamd_rpc::ipam::{
-    AddNetworkReply, AddNetworkRequest, DelNetworkReply, DelNetworkRequest,
+    AddNetworkReply, AddNetworkRequest, Attachment, CollectGarbageReply, CollectGarbageRequest,
+    DelNetworkReply, DelNetworkRequest,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -119,6 +121,18 @@ impl Client {
         let ask = async |ipamd| {
             CniBackendClient::new(ipamd)
                 .del_network(request(message, DEADLINES))
+                .await
+        };
+        call(&self.socket, DEADLINES, ask).await.map_err(said)
+    }
+
+    pub async fn collect_garbage(
+        &self,
+        message: CollectGarbageRequest,
+    ) -> Result<CollectGarbageReply, Status> {
+        let ask = async |ipamd| {
+            SelvageBackendClient::new(ipamd)
+                .collect_garbage(request(message, DEADLINES))
                 .await
         };
         call(&self.socket, DEADLINES, ask).await.map_err(said)
@@ -271,6 +285,23 @@ impl Daemon {
         let reply = self.del(pod).await.unwrap();
         assert!(reply.success);
         reply.ip_allocation_metadata[0].ipv4_addr.parse().unwrap()
+    }
+
+    /// Everything but these (sandbox, interface) is taken back; tells the addresses.
+    pub async fn collect(&self, network: &str, valid: &[(&str, &str)]) -> Vec<Ipv4Addr> {
+        let attachment = |(container, link): &(&str, &str)| Attachment {
+            container_id: (*container).into(),
+            if_name: (*link).into(),
+        };
+        let message = CollectGarbageRequest {
+            network_name: network.into(),
+            valid: valid.iter().map(attachment).collect(),
+        };
+        let reply = self.client.collect_garbage(message).await.unwrap();
+        let addresses = reply.ip_allocation_metadata.into_iter();
+        addresses
+            .map(|one| one.ipv4_addr.parse().unwrap())
+            .collect()
     }
 
     /// As a SIGTERM ends it.

@@ -1,7 +1,7 @@
 //! HTTP/2 under tonic's client: one connection that the caller drives, nothing spawned.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Response, Uri};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::Status;
 
 /// A socket has no host, and HTTP wants one.
@@ -21,12 +21,40 @@ pub struct Transport {
     requests: SendRequest<Bytes>,
 }
 
-/// Begins HTTP/2 on a stream. The second part must be polled for the first to get anywhere.
-pub(super) async fn handshake(
-    stream: UnixStream,
-) -> Result<(Transport, impl Future<Output = Result<(), h2::Error>>), Status> {
+/// One call on a fresh connection. `meanwhile` is done when the request has gone out and before the reply is looked
+/// for; it may block: nothing else waits.
+pub(super) async fn converse<T>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    work: impl AsyncFnOnce(Transport) -> Result<T, Status>,
+    meanwhile: impl FnOnce(),
+) -> Result<T, Status> {
     let (requests, connection) = h2::client::handshake(stream).await.map_err(broken)?;
-    Ok((Transport { requests }, connection))
+    let mut driver = pin!(connection);
+    let mut reply = pin!(work(Transport { requests }));
+    let mut over = false;
+    // The order matters: what the call wants to send, then the sending, then looking for what has come.
+    let mut turn = move |cx: &mut Context<'_>| {
+        if let Poll::Ready(reply) = reply.as_mut().poll(cx) {
+            return Poll::Ready(reply);
+        }
+        if !over && driver.as_mut().poll(cx).is_ready() {
+            // The call learns from its stream why.
+            over = true;
+        }
+        reply.as_mut().poll(cx)
+    };
+    let mut meanwhile = Some(meanwhile);
+    poll_fn(|cx| {
+        let mut polled = turn(cx);
+        if polled.is_pending()
+            && let Some(meanwhile) = meanwhile.take()
+        {
+            meanwhile();
+            polled = turn(cx);
+        }
+        polled
+    })
+    .await
 }
 
 fn broken(error: impl std::fmt::Display) -> Status {

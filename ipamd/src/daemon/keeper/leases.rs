@@ -1,8 +1,12 @@
 //! Requests of pods: an address now, after a wait, or the reason why not.
 
+use std::collections::BTreeSet;
+
 use selvage_ipamd_core::cause::{Cause, why_empty};
 use selvage_ipamd_core::cloud::Cloud;
 use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
+use selvage_ipamd_core::pool::Lease;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -52,7 +56,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         let address = assignment.lease.address;
         if assignment.new {
             info!(%pod, %address, device = ?assignment.lease.device_index, "leased");
-            self.journal.changed();
+            self.journal.changed(Instant::now());
         }
         let cancel = assignment.new.then(|| key.clone());
         let grant = Grant {
@@ -91,6 +95,40 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         }
     }
 
+    /// Takes back what is not listed. A lease that AWS's agent took over from before it kept names goes by its
+    /// sandbox alone.
+    pub(super) fn collect(
+        &mut self,
+        network: &str,
+        valid: &BTreeSet<(String, String)>,
+        reply: oneshot::Sender<Vec<Lease>>,
+        now: Timestamp,
+    ) {
+        let mut collected = Vec::new();
+        for lease in self.pool.leases() {
+            let key = lease.key;
+            let stays = if self.pool.find_migrated(&key.container_id).as_ref() == Some(&key) {
+                valid
+                    .iter()
+                    .any(|(container, _)| *container == key.container_id)
+            } else {
+                key.network_name != network
+                    || valid.contains(&(key.container_id.clone(), key.if_name.clone()))
+            };
+            if stays {
+                continue;
+            }
+            if let Some(released) = self.pool.release(&key, now) {
+                let lease = released.lease;
+                warn!(pod = %lease.pod, address = %lease.address, "collected: the runtime knows no such sandbox");
+                self.after_release(&lease);
+                collected.push(lease);
+            }
+        }
+        // Whoever asked may have gone.
+        let _ = reply.send(collected);
+    }
+
     pub(super) fn del(&mut self, key: PodKey, reply: Reply, now: Timestamp) {
         // A sandbox that gives up has stopped waiting.
         self.waiting.retain(|waiter| waiter.key != key);
@@ -105,13 +143,17 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         };
         let lease = released.lease;
         info!(pod = %lease.pod, address = %lease.address, "taken back");
+        self.after_release(&lease);
+        self.journal.push(reply, Grant { lease }, None, false);
+    }
+
+    fn after_release(&mut self, lease: &Lease) {
         if lease.device_index.is_none() {
             // The plugin cannot know which table its rules name.
             let (shared, address) = (self.shared.clone(), lease.address);
             self.work
                 .spawn(async move { Done::Forgot(shared.host.forget_pod(address).await) });
         }
-        self.journal.changed();
-        self.journal.push(reply, Grant { lease }, None, false);
+        self.journal.changed(Instant::now());
     }
 }

@@ -151,6 +151,6 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             );
             self.trouble("AddressesLost", "Reconcile".into(), words);
         }
-        self.journal.changed();
+        self.journal.changed(Instant::now());
     }
 }

@@ -1,0 +1,176 @@
+use selvage_ipamd_core::ids::PodName;
+
+use super::*;
+
+const AWS: &str = r#"{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"aws-cni","containerID":"c1","ifName":"eth0","ipv4":"10.0.1.2","allocationTimestamp":1700000000000000001,"metadata":{"k8sPodNamespace":"default","k8sPodName":"web-0","interfacesCount":1}},{"networkName":"_migrated-from-cri","containerID":"c2","ifName":"unknown","ipv4":"10.0.1.3","allocationTimestamp":5,"metadata":{}}]}"#;
+
+fn read(text: &str) -> Result<Checkpoint, CheckpointError> {
+    Checkpoint::parse(text.as_bytes(), Path::new("/x/ipam.json"))
+}
+
+fn resting(last: u8, until: u64) -> (Ipv4Addr, Timestamp) {
+    (
+        Ipv4Addr::new(10, 0, 1, last),
+        Timestamp::from_unix_nanos(until),
+    )
+}
+
+#[test]
+fn awss_file_is_read() {
+    let checkpoint = read(AWS).unwrap();
+    let first = &checkpoint.entries[0];
+    assert_eq!(first.key.to_string(), "aws-cni/c1/eth0");
+    assert_eq!(first.pod.to_string(), "default/web-0");
+    assert_eq!(first.address, Ipv4Addr::new(10, 0, 1, 2));
+    assert_eq!(first.since.unix_nanos(), 1_700_000_000_000_000_001);
+    assert_eq!(checkpoint.entries.len(), 2);
+    assert_eq!(checkpoint.entries[1].pod, PodName::default());
+}
+
+#[test]
+fn what_is_written_is_awss_file_byte_by_byte_whatever_rests() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let mut checkpoint = read(AWS).unwrap();
+    checkpoint.entries.truncate(1);
+    checkpoint.cooling.push(resting(9, 77));
+    Store::new(path.clone()).write(&checkpoint).unwrap();
+    let end = AWS.find(r#",{"networkName":"_migrated"#).unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text, format!("{}]}}", &AWS[..end]));
+}
+
+#[test]
+fn a_file_without_pods_is_a_node_without_pods() {
+    for text in [
+        r#"{"version":"vpc-cni-ipam/1","allocations":[]}"#,
+        r#"{"version":"vpc-cni-ipam/1","allocations":null}"#,
+    ] {
+        assert_eq!(read(text).unwrap(), Checkpoint::default(), "{text}");
+    }
+}
+
+#[test]
+fn what_is_written_is_read_again_with_what_rests() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    assert_eq!(Checkpoint::read(&path).unwrap(), Checkpoint::default());
+    let mut checkpoint = read(AWS).unwrap();
+    checkpoint.cooling.push(resting(9, 77));
+    let store = Store::new(path.clone());
+    store.write(&checkpoint).unwrap();
+    assert_eq!(Checkpoint::read(&path).unwrap(), checkpoint);
+    // One more, and one that came to its end.
+    checkpoint.cooling = vec![resting(8, 99)];
+    store.write(&checkpoint).unwrap();
+    assert_eq!(Checkpoint::read(&path).unwrap(), checkpoint);
+}
+
+#[test]
+fn what_rests_is_written_only_when_something_came_to_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let store = Store::new(path.clone());
+    let mut checkpoint = Checkpoint {
+        entries: Vec::new(),
+        cooling: vec![resting(8, 1), resting(9, 77)],
+    };
+    store.write(&checkpoint).unwrap();
+    let mark = |text: &str| std::fs::write(cooling_path(&path), text).unwrap();
+    let marked = || std::fs::read_to_string(cooling_path(&path)).unwrap() == "mark";
+    mark("mark");
+    checkpoint.cooling.remove(0);
+    store.write(&checkpoint).unwrap();
+    assert!(marked(), "an address that rests no longer is no news");
+    checkpoint.cooling.push(resting(8, 78));
+    store.write(&checkpoint).unwrap();
+    assert!(!marked(), "an address that rests again is");
+    // A write that failed may have left anything.
+    mark("mark");
+    std::fs::create_dir(directory.path().join("ipam-cooling.json.tmp")).unwrap();
+    checkpoint.cooling.push(resting(7, 79));
+    store.write(&checkpoint).unwrap_err();
+    std::fs::remove_dir(directory.path().join("ipam-cooling.json.tmp")).unwrap();
+    store.write(&checkpoint).unwrap();
+    assert!(!marked());
+}
+
+#[test]
+fn what_rests_is_found_where_it_was_written_before() {
+    let text = r#"{"version":"vpc-cni-ipam/1","allocations":[],"selvageCooling":[{"ipv4":"10.0.1.9","until":77}]}"#;
+    assert_eq!(read(text).unwrap().cooling, [resting(9, 77)]);
+}
+
+#[test]
+fn a_file_of_what_rests_that_cannot_be_understood_costs_no_lease() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    std::fs::write(&path, AWS).unwrap();
+    for text in ["", "{", r#"{"version":"selvage-cooling/2","rests":7}"#] {
+        std::fs::write(cooling_path(&path), text).unwrap();
+        let checkpoint = Checkpoint::read(&path).unwrap();
+        assert_eq!((checkpoint.entries.len(), checkpoint.cooling.len()), (2, 0));
+    }
+}
+
+#[test]
+fn a_file_that_ends_at_any_byte_is_refused_and_never_half_a_checkpoint() {
+    for end in 0..AWS.len() {
+        let error = Checkpoint::parse(&AWS.as_bytes()[..end], Path::new("/x/ipam.json"));
+        let error = error.expect_err(&AWS[..end]).to_string();
+        assert!(error.contains("cannot be understood"), "{end}: {error}");
+    }
+    let cooling = wire::cooling_json(&[resting(9, 77)]).unwrap();
+    for end in 0..cooling.len() {
+        assert!(wire::parse_cooling(&cooling[..end]).is_err(), "{end}");
+    }
+    assert_eq!(wire::parse_cooling(&cooling).unwrap(), [resting(9, 77)]);
+}
+
+#[test]
+fn a_write_that_ended_at_any_byte_leaves_the_file_of_before_and_does_not_bar_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let (mut old, mut new) = (read(AWS).unwrap(), read(AWS).unwrap());
+    old.entries.truncate(1);
+    new.cooling.push(resting(9, 77));
+    let text = wire::leases_json(&new.entries).unwrap();
+    for end in 0..=text.len() {
+        Store::new(path.clone()).write(&old).unwrap();
+        // A crash before the rename: what rests was written, the leases in part.
+        std::fs::write(
+            cooling_path(&path),
+            wire::cooling_json(&new.cooling).unwrap(),
+        )
+        .unwrap();
+        std::fs::write(directory.path().join("ipam.json.tmp"), &text[..end]).unwrap();
+        let found = Checkpoint::read(&path).unwrap();
+        assert_eq!(found.entries, old.entries, "after {end} bytes");
+        assert_eq!(found.cooling, new.cooling, "after {end} bytes");
+        Store::new(path.clone()).write(&new).unwrap();
+        assert_eq!(Checkpoint::read(&path).unwrap(), new, "after {end} bytes");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_understood_is_refused_with_what_to_do() {
+    for (text, want) in [
+        ("", "cannot be understood"),
+        ("{", "cannot be understood"),
+        (r#"{"allocations":[]}"#, "version"),
+        (r#"{"version":"vpc-cni-ipam/2","pods":7}"#, "vpc-cni-ipam/2"),
+        (
+            r#"{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"n","containerID":"c","ifName":"i","ipv4":"x"}]}"#,
+            "address \"x\"",
+        ),
+        (
+            r#"{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"n","containerID":"c","ifName":"i","ipv6":"fd00::1"}]}"#,
+            "IPv6",
+        ),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(want), "{text}: {error}");
+        assert!(error.contains("drain the node"), "{error}");
+        assert!(error.contains("/x/ipam.json"), "{error}");
+    }
+}

@@ -1,0 +1,212 @@
+//! The two files as JSON: AWS's, and ours of what rests.
+
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+
+use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
+use selvage_ipamd_core::pool::Entry;
+use serde::{Deserialize, Serialize};
+
+use super::Resting;
+
+/// The only version of AWS's file that there is.
+pub(super) const VERSION: &str = "vpc-cni-ipam/1";
+/// The version of ours.
+pub(super) const COOLING_VERSION: &str = "selvage-cooling/1";
+/// About what an allocation takes.
+const ALLOCATION: usize = 256;
+
+/// What is wrong with a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wrong {
+    /// It is not what we write.
+    Corrupt(String),
+    /// Another version than ours.
+    Foreign(String),
+}
+
+impl Wrong {
+    fn json(error: serde_json::Error) -> Self {
+        Wrong::Corrupt(error.to_string())
+    }
+}
+
+/// Leases as AWS's agent reads them.
+pub(super) fn leases_json(entries: &[Entry]) -> serde_json::Result<Vec<u8>> {
+    let document = Document {
+        version: VERSION.into(),
+        allocations: entries.iter().map(Allocation::of).collect(),
+        cooling: Vec::new(),
+    };
+    let mut text = Vec::with_capacity((entries.len() + 1) * ALLOCATION);
+    serde_json::to_writer(&mut text, &document)?;
+    Ok(text)
+}
+
+/// What AWS's agent or ours wrote; ours of before wrote into it what rests.
+pub(super) fn parse_leases(text: &[u8]) -> Result<(Vec<Entry>, Resting), Wrong> {
+    expect_version(text, VERSION)?;
+    let document: Document = serde_json::from_slice(text).map_err(Wrong::json)?;
+    let entries = document.allocations.into_iter().map(Allocation::entry);
+    let entries = entries.collect::<Result<_, _>>().map_err(Wrong::Corrupt)?;
+    let cooling = document.cooling.into_iter();
+    let cooling = cooling.map(|c| (c.ipv4, Timestamp::from_unix_nanos(c.until)));
+    Ok((entries, cooling.collect()))
+}
+
+/// What rests, and until when.
+pub(super) fn cooling_json(resting: &[(Ipv4Addr, Timestamp)]) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&CoolingDocument {
+        version: COOLING_VERSION.into(),
+        cooling: resting
+            .iter()
+            .map(|(address, until)| Rest {
+                address: *address,
+                until: until.unix_nanos(),
+            })
+            .collect(),
+    })
+}
+
+/// What [`cooling_json`] wrote.
+pub(super) fn parse_cooling(text: &[u8]) -> Result<Resting, Wrong> {
+    expect_version(text, COOLING_VERSION)?;
+    let document: CoolingDocument = serde_json::from_slice(text).map_err(Wrong::json)?;
+    let cooling = document.cooling.into_iter();
+    Ok(cooling
+        .map(|one| (one.address, Timestamp::from_unix_nanos(one.until)))
+        .collect())
+}
+
+/// The version first: what a later version holds need not look like ours.
+fn expect_version(text: &[u8], version: &str) -> Result<(), Wrong> {
+    let head: Head = serde_json::from_slice(text).map_err(Wrong::json)?;
+    if head.version == version {
+        Ok(())
+    } else {
+        Err(Wrong::Foreign(head.version))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct CoolingDocument<'a> {
+    version: Cow<'a, str>,
+    cooling: Vec<Rest>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Rest {
+    address: Ipv4Addr,
+    /// Unix time in nanoseconds.
+    until: u64,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    version: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document<'a> {
+    version: Cow<'a, str>,
+    // Go writes an empty list as null.
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
+    allocations: Vec<Allocation<'a>>,
+    #[serde(rename = "selvageCooling", default, skip_serializing)]
+    cooling: Vec<OldCooling>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Allocation<'a> {
+    #[serde(rename = "networkName")]
+    network_name: Cow<'a, str>,
+    #[serde(rename = "containerID")]
+    container_id: Cow<'a, str>,
+    #[serde(rename = "ifName")]
+    if_name: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ipv4: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ipv6: Option<Cow<'a, str>>,
+    #[serde(rename = "allocationTimestamp", default)]
+    allocation_timestamp: i64,
+    #[serde(borrow, default)]
+    metadata: Metadata<'a>,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+struct Metadata<'a> {
+    #[serde(
+        rename = "k8sPodNamespace",
+        default,
+        skip_serializing_if = "str::is_empty"
+    )]
+    namespace: Cow<'a, str>,
+    #[serde(rename = "k8sPodName", default, skip_serializing_if = "str::is_empty")]
+    name: Cow<'a, str>,
+    #[serde(rename = "interfacesCount", default)]
+    interfaces: u32,
+}
+
+/// Until 0.1 this was in AWS's file.
+#[derive(Deserialize)]
+struct OldCooling {
+    ipv4: Ipv4Addr,
+    until: u64,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Allocation<'de>>, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
+}
+
+impl<'a> Allocation<'a> {
+    fn of(entry: &'a Entry) -> Self {
+        Allocation {
+            network_name: Cow::Borrowed(&entry.key.network_name),
+            container_id: Cow::Borrowed(&entry.key.container_id),
+            if_name: Cow::Borrowed(&entry.key.if_name),
+            ipv4: Some(entry.address.to_string().into()),
+            ipv6: None,
+            allocation_timestamp: i64::try_from(entry.since.unix_nanos()).unwrap_or(i64::MAX),
+            metadata: Metadata {
+                namespace: Cow::Borrowed(&entry.pod.namespace),
+                name: Cow::Borrowed(&entry.pod.name),
+                interfaces: 1,
+            },
+        }
+    }
+
+    fn entry(self) -> Result<Entry, String> {
+        let key = PodKey {
+            network_name: self.network_name.into_owned(),
+            container_id: self.container_id.into_owned(),
+            if_name: self.if_name.into_owned(),
+        };
+        if self.ipv6.as_deref().is_some_and(|a| !a.is_empty()) {
+            return Err(format!(
+                "{key} has an IPv6 address: written by an IPv6 node"
+            ));
+        }
+        if self.metadata.interfaces > 1 {
+            return Err(format!(
+                "{key} has {} interfaces: written by a node with several network cards",
+                self.metadata.interfaces
+            ));
+        }
+        let text = self.ipv4.unwrap_or_default();
+        let address = text
+            .parse()
+            .map_err(|_| format!("{key} has the address {text:?}"))?;
+        Ok(Entry {
+            key,
+            pod: PodName {
+                namespace: self.metadata.namespace.into_owned(),
+                name: self.metadata.name.into_owned(),
+            },
+            address,
+            since: Timestamp::from_unix_nanos(
+                u64::try_from(self.allocation_timestamp).unwrap_or_default(),
+            ),
+        })
+    }
+}
