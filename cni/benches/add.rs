@@ -1,15 +1,15 @@
-//! What ADD costs: the plugin's whole process, from exec to exit, beside the same netlink work in this one
-//! long-lived process.
+//! What ADD and DEL cost: the plugin's whole process, from exec to exit, beside the same netlink work in this one
+//! long-lived process; and what starting it costs, beside a program that does nothing.
 //!
 //! Runs inside a node's network and mount namespaces, with ipamd running and its pool filled; `tests/bench`
 //! starts it there. Prints one JSON object: microseconds, a list for each round.
 //!
-//! `add --conf FILE --serial ROUNDS --each N`, or `add --conf FILE --burst ROUNDS --each N`
+//! `add --conf FILE --serial ROUNDS --each N`, or `--burst ROUNDS --each N`, or `--empty PROGRAM --each N`
 
-use std::io::Write;
-use std::net::Ipv4Addr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ use selvage_cni::name::host_veth;
 use selvage_cni::request::{AddRequest, Pod, Sandbox};
 use selvage_nodenet::NetNs;
 
+/// ipamd's, in the node.
+const METRICS: &str = "127.0.0.1:61678";
+
 /// What was asked for on the command line.
 struct Options {
     plugin: PathBuf,
@@ -26,6 +29,7 @@ struct Options {
     serial: usize,
     burst: usize,
     each: usize,
+    empty: Option<PathBuf>,
 }
 
 impl Options {
@@ -36,6 +40,7 @@ impl Options {
             serial: 0,
             burst: 0,
             each: 20,
+            empty: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -45,6 +50,7 @@ impl Options {
                 "--conf" => options.conf = std::fs::read(value()).expect("--conf can be read"),
                 "--serial" => options.serial = value().parse().expect("--serial is a number"),
                 "--burst" => options.burst = value().parse().expect("--burst is a number"),
+                "--empty" => options.empty = Some(value().into()),
                 "--each" => options.each = value().parse().expect("--each is a number"),
                 // cargo's own.
                 "--bench" => {}
@@ -85,33 +91,26 @@ fn ip(words: &[&str]) {
 }
 
 /// One run of the plugin, from exec to exit. Panics with its answer if it fails.
-#[expect(clippy::disallowed_methods, reason = "a bench starts what it measures")]
 fn plugin(options: &Options, command: &str, sandbox: &Sandboxed) -> Duration {
+    let args = format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={}",
+        sandbox.name
+    );
+    let (id, netns) = (format!("container-{}", sandbox.name), sandbox.path());
+    let netns = netns.to_str().expect("a plain path");
     let start = Instant::now();
-    let mut child = Command::new(&options.plugin)
-        .env_clear()
-        .env("CNI_COMMAND", command)
-        .env("CNI_CONTAINERID", format!("container-{}", sandbox.name))
-        .env("CNI_NETNS", sandbox.path())
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_PATH", "/opt/cni/bin")
-        .env(
-            "CNI_ARGS",
-            format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={}",
-                sandbox.name
-            ),
-        )
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the plugin starts");
-    child
-        .stdin
-        .take()
-        .expect("stdin is a pipe")
-        .write_all(&options.conf)
-        .expect("the plugin reads its configuration");
+    let mut child = start_with(
+        &options.plugin,
+        &[
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", &id),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", &args),
+        ],
+    );
+    give(&mut child, &options.conf);
     let output = child.wait_with_output().expect("the plugin ends");
     let took = start.elapsed();
     assert!(
@@ -123,13 +122,44 @@ fn plugin(options: &Options, command: &str, sandbox: &Sandboxed) -> Duration {
     took
 }
 
+/// From exec to the first byte of an answer, or to the end of a program that has none.
+fn first_byte(program: &Path, conf: &[u8]) -> Duration {
+    let start = Instant::now();
+    let mut child = start_with(program, &[("CNI_COMMAND", "VERSION")]);
+    give(&mut child, conf);
+    let mut answer = child.stdout.take().expect("stdout is a pipe");
+    let _ = answer.read(&mut [0]).expect("stdout can be read");
+    let took = start.elapsed();
+    child.wait().expect("the program ends");
+    took
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench starts what it measures")]
+fn start_with(program: &Path, variables: &[(&str, &str)]) -> Child {
+    Command::new(program)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts")
+}
+
+fn give(child: &mut Child, conf: &[u8]) {
+    let mut stdin = child.stdin.take().expect("stdin is a pipe");
+    // An empty program has ended before it reads.
+    if let Err(error) = stdin.write_all(conf) {
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    }
+}
+
 /// The netlink work of one ADD with a made-up lease in the table of a second ENI, undone afterwards.
 fn netlink(host: &mut Host, sandbox: &Sandboxed, number: usize) -> Duration {
     let (request, lease) = made_up(sandbox, number);
     let start = Instant::now();
     let pod = NetNs::open(&sandbox.path()).expect("the namespace is there");
     let mut pod = host
-        .enter(&pod)
+        .enter(pod)
         .expect("it can be entered")
         .expect("it is another");
     let wired = host
@@ -161,11 +191,67 @@ fn made_up(sandbox: &Sandboxed, number: usize) -> (AddRequest, Lease) {
     (request, Lease::new(Ipv4Addr::new(10, 99, 7, number), 3, 2))
 }
 
-/// Rounds of `each` ADDs, one after the other, plugin and floor taking turns.
-fn serial(options: &Options) -> (Vec<Vec<u128>>, Vec<Vec<u128>>) {
+/// Microseconds, a list for each round.
+type Rounds = Vec<Vec<u128>>;
+
+/// What rounds of ADDs one after the other took.
+#[derive(Default)]
+struct Serial {
+    plugin: Rounds,
+    netlink: Rounds,
+    dels: Rounds,
+    /// Mean milliseconds of ipamd's writes of the checkpoint, for each round.
+    write_ms: Vec<f64>,
+}
+
+/// ipamd's own count of its checkpoint's writes.
+struct Writes {
+    count: f64,
+    ms: f64,
+}
+
+impl Writes {
+    fn now() -> Self {
+        let mut stream = TcpStream::connect(METRICS).expect("ipamd tells its metrics");
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            .expect("a request can be sent");
+        let mut page = String::new();
+        stream
+            .read_to_string(&mut page)
+            .expect("metrics can be read");
+        let value = |name: &str| {
+            let line = page.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|value| value.trim().parse().ok());
+            value.unwrap_or_else(|| panic!("no {name} in the metrics"))
+        };
+        Writes {
+            count: value("selvage_ipamd_checkpoint_write_ms_count "),
+            ms: value("selvage_ipamd_checkpoint_write_ms_sum "),
+        }
+    }
+
+    /// What has come since.
+    fn since(&self) -> Self {
+        let now = Writes::now();
+        Writes {
+            count: now.count - self.count,
+            ms: now.ms - self.ms,
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.ms / self.count
+    }
+}
+
+/// Rounds of `each` ADDs, one after the other, plugin and floor taking turns; then their DELs.
+fn serial(options: &Options) -> Serial {
     let mut host = Host::open().expect("the node's namespace");
-    let (mut pods, mut by_plugin, mut by_netlink) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pods = Vec::new();
+    let mut serial = Serial::default();
     for round in 0..options.serial {
+        let before = Writes::now();
         let (mut of_plugin, mut of_netlink) = (Vec::new(), Vec::new());
         for turn in 0..options.each {
             let number = round * options.each + turn;
@@ -175,24 +261,47 @@ fn serial(options: &Options) -> (Vec<Vec<u128>>, Vec<Vec<u128>>) {
             let bare = Sandboxed::make("floor", number);
             of_netlink.push(netlink(&mut host, &bare, turn).as_micros());
         }
-        by_plugin.push(of_plugin);
-        by_netlink.push(of_netlink);
+        serial.plugin.push(of_plugin);
+        serial.netlink.push(of_netlink);
+        serial.write_ms.push(before.since().mean());
     }
-    for pod in &pods {
-        plugin(options, "DEL", pod);
-    }
-    (by_plugin, by_netlink)
+    let dels = pods.chunks(options.each).map(|pods| {
+        let del = |pod| plugin(options, "DEL", pod).as_micros();
+        pods.iter().map(del).collect()
+    });
+    serial.dels = dels.collect();
+    serial
+}
+
+/// Starts of the plugin and of an empty program, in turns.
+fn starts(options: &Options, empty: &Path) -> (Vec<u128>, Vec<u128>) {
+    (0..options.each)
+        .map(|_| {
+            let plugin = first_byte(&options.plugin, &options.conf);
+            let empty = first_byte(empty, &options.conf);
+            (plugin.as_micros(), empty.as_micros())
+        })
+        .unzip()
+}
+
+/// What a round of ADDs at once took, in microseconds, and how often the checkpoint was written.
+struct Burst {
+    plugin: u128,
+    netlink: u128,
+    writes: f64,
 }
 
 /// One round of `each` ADDs at once by each way: wall time from the first start to the last end.
-fn at_once(options: &Options, round: usize) -> (u128, u128) {
+fn at_once(options: &Options, round: usize) -> Burst {
     let name = |turn| round * options.each + turn;
     let pods: Vec<_> = (0..options.each)
         .map(|turn| Sandboxed::make("burst", name(turn)))
         .collect();
+    let before = Writes::now();
     let by_plugin = together(&pods, |_, pod| {
         plugin(options, "ADD", pod);
     });
+    let writes = before.since().count;
     for pod in &pods {
         plugin(options, "DEL", pod);
     }
@@ -205,7 +314,7 @@ fn at_once(options: &Options, round: usize) -> (u128, u128) {
         let (request, lease) = made_up(pod, turn);
         let netns = NetNs::open(&pod.path()).expect("the namespace is there");
         let mut side = host
-            .enter(&netns)
+            .enter(netns)
             .expect("it can be entered")
             .expect("it is another");
         host.wire(&mut side, &request, &lease)
@@ -218,7 +327,11 @@ fn at_once(options: &Options, round: usize) -> (u128, u128) {
         ip(&["rule", "delete", "from", &address, "priority", "1536"]);
         ip(&["link", "delete", &host_veth("eni", "bench", &pod.name)]);
     }
-    (by_plugin.as_micros(), by_netlink.as_micros())
+    Burst {
+        plugin: by_plugin.as_micros(),
+        netlink: by_netlink.as_micros(),
+        writes,
+    }
 }
 
 fn together(pods: &[Sandboxed], work: impl Fn(usize, &Sandboxed) + Sync) -> Duration {
@@ -251,17 +364,29 @@ fn main() {
         eprintln!("run by `make bench`, inside a node of the lab");
         return;
     }
-    let (plugin, netlink) = serial(&options);
-    let (burst_plugin, burst_netlink): (Vec<_>, Vec<_>) = (0..options.burst)
+    let serial = match options.serial {
+        0 => Serial::default(),
+        _ => serial(&options),
+    };
+    let (start_plugin, start_empty) = match &options.empty {
+        Some(empty) => starts(&options, empty),
+        None => Default::default(),
+    };
+    let bursts: Vec<Burst> = (0..options.burst)
         .map(|round| at_once(&options, round))
-        .unzip();
+        .collect();
     println!(
         "{}",
         serde_json::json!({
-            "plugin": plugin,
-            "netlink": netlink,
-            "burst_plugin": burst_plugin,
-            "burst_netlink": burst_netlink,
+            "plugin": serial.plugin,
+            "netlink": serial.netlink,
+            "dels": serial.dels,
+            "write_ms": serial.write_ms,
+            "start_plugin": start_plugin,
+            "start_empty": start_empty,
+            "burst_plugin": bursts.iter().map(|one| one.plugin).collect::<Vec<_>>(),
+            "burst_netlink": bursts.iter().map(|one| one.netlink).collect::<Vec<_>>(),
+            "burst_writes": bursts.iter().map(|one| one.writes).collect::<Vec<_>>(),
         })
     );
 }

@@ -1,8 +1,9 @@
-"""What ADD costs, beside the same netlink work in one long-lived process (cni/benches/add.rs)."""
+"""What ADD, DEL and the plugin's start cost, beside their floors (cni/benches/add.rs), and what the checkpoint adds."""
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -13,24 +14,27 @@ from cluster.progress import say, step, wait_until
 from .row import Row, of_rounds, percentile
 
 NODE = "node-1"
-SERIAL_ROUNDS, EACH = 10, 20
-BURST_ROUNDS, AT_ONCE = 5, 30
-BURSTS = 2
-BAR = 3.0
-# An address rests 30 s before it is leased again; bursts must not wait for that.
+TYPE = "m5.16xlarge"
+# As many pods as the addresses of 15 ENIs allow to be added at once, their own left out.
+POOL = 735
+ROUNDS, EACH = 7, 105
+STARTS = 200
+# How often so many pods are added at once. An address rests 30 s before it is leased again: all of them fit the pool.
+BURSTS = {110: 5, 30: 5}
 COOLING_SECONDS = 35
-# m5.4xlarge: 8 ENIs of 30 addresses, their own left out.
-POOL = 232
+ADD_BAR, BURST_BAR, GROWTH_BAR, START_BAR = 2.5, 2.0, 1.25, 1.5
+DEL_BAR_MS, CHECKPOINT_BAR_MS, WRITES_BAR = 1.0, 0.5, 20
+NAMES = ("cni/add-", "cni/del-", "cni/start", "ipamd/checkpoint-")
 
 
 def measure(lab) -> list[Row]:
-    """Fills the node's pool, then runs ADDs in the node: 200 in a row, and 30 at once."""
+    """Fills the node's pool, then runs ADDs in the node: 700 in a row, their DELs, and 110 and 30 at once."""
     with step("bench program built"):
-        program = _build()
+        program, empty = _build(), _empty()
     with step(f"pool filled with {POOL} addresses"):
         lab.kubectl.run("-n", "selvage-system", "set", "env", "daemonset/selvage-ipamd", f"MINIMUM_IP_TARGET={POOL}")
         lab.kubectl.run("-n", "selvage-system", "rollout", "status", "daemonset/selvage-ipamd", "--timeout=120s", timeout=130)
-        wait_until("the pool to fill", 120, lambda: _held(lab) >= POOL, 0.5)
+        wait_until("the pool to fill", 240, lambda: _held(lab) >= POOL, 0.5)
     enter = lab.state / "enter"
     conflist = json.loads(subprocess.check_output([enter, NODE, "cat", "/etc/cni/net.d/10-aws.conflist"]))
     conf = lab.state / "bench-plugin.json"
@@ -39,24 +43,63 @@ def measure(lab) -> list[Row]:
     def run(*arguments: str) -> dict:
         return json.loads(subprocess.check_output([enter, NODE, str(program), "--conf", str(conf), *arguments]))
 
-    with step(f"{SERIAL_ROUNDS * EACH} ADDs in a row, the bare netlink work in turns with them"):
-        serial = run("--serial", str(SERIAL_ROUNDS), "--each", str(EACH))
-    plugin, netlink = [], []
-    for _ in range(BURSTS):
-        say(f"{COOLING_SECONDS} s for addresses to cool")
-        time.sleep(COOLING_SECONDS)
-        with step(f"{BURST_ROUNDS} times {AT_ONCE} ADDs at once"):
-            burst = run("--burst", str(BURST_ROUNDS), "--each", str(AT_ONCE))
-        plugin += burst["burst_plugin"]
-        netlink += burst["burst_netlink"]
+    with step(f"{STARTS} starts, an empty program in turns with them"):
+        starts = run("--empty", str(empty), "--each", str(STARTS))
+    with step(f"{ROUNDS * EACH} ADDs in a row, the bare netlink work in turns with them, and their DELs"):
+        serial = run("--serial", str(ROUNDS), "--each", str(EACH))
+    bursts = {}
+    say(f"{COOLING_SECONDS} s for addresses to cool")
+    time.sleep(COOLING_SECONDS)
+    for at_once, rounds in BURSTS.items():
+        with step(f"{rounds} times {at_once} ADDs at once"):
+            bursts[at_once] = run("--burst", str(rounds), "--each", str(at_once))
+    return [
+        *_adds(serial), _dels(serial, starts), _start(starts),
+        *(_burst(at_once, burst) for at_once, burst in bursts.items()), *_checkpoint(serial, bursts),
+    ]
 
+
+def _adds(serial: dict) -> list[Row]:
     def of(percent: float) -> tuple[list[float], list[float]]:
         return tuple([percentile(one, percent) / 1000 for one in serial[way]] for way in ("plugin", "netlink"))
 
+    adds = serial["plugin"]
+    first, last = percentile(adds[0], 50) / 1000, percentile(adds[-1], 50) / 1000
     return [
-        of_rounds("cni/add-p50", "ms", *of(50), BAR),
-        of_rounds("cni/add-p95", "ms", *of(95), BAR),
-        of_rounds(f"cni/add-{AT_ONCE}-at-once", "ms", [one / 1000 for one in plugin], [one / 1000 for one in netlink], BAR),
+        of_rounds("cni/add-p50", "ms", *of(50), ADD_BAR),
+        of_rounds("cni/add-p95", "ms", *of(95), ADD_BAR),
+        Row("cni/add-last-over-first", round(last, 3), "ms", round(first, 3), round(last / first, 3), GROWTH_BAR),
+    ]
+
+
+def _dels(serial: dict, starts: dict) -> Row:
+    """DEL beyond the start of a process: the plugin's own, VERSION."""
+    start = percentile(starts["start_plugin"], 50)
+    rounds = [(percentile(one, 50) - start) / 1000 for one in serial["dels"]]
+    return Row("cni/del-p50", round(statistics.median(rounds), 3), "ms", bar=DEL_BAR_MS,
+               spread=(round(min(rounds), 3), round(max(rounds), 3)))
+
+
+def _start(starts: dict) -> Row:
+    tenth = STARTS // 10
+    groups = [tuple(percentile(starts[way][at:at + tenth], 50) / 1000 for way in ("start_plugin", "start_empty"))
+              for at in range(0, STARTS, tenth)]
+    return of_rounds("cni/start", "ms", *zip(*groups), START_BAR)
+
+
+def _burst(at_once: int, burst: dict) -> Row:
+    plugin, netlink = ([one / 1000 for one in burst[f"burst_{way}"]] for way in ("plugin", "netlink"))
+    return of_rounds(f"cni/add-{at_once}-at-once", "ms", plugin, netlink, BURST_BAR)
+
+
+def _checkpoint(serial: dict, bursts: dict) -> list[Row]:
+    """What its writes take as ipamd counts them, with nearly all pods there; and how many there are in a burst."""
+    writes = bursts[110]["burst_writes"]
+    return [
+        Row("ipamd/checkpoint-add-750", round(serial["write_ms"][-1], 3), "ms", bar=CHECKPOINT_BAR_MS,
+            spread=(round(min(serial["write_ms"]), 3), round(max(serial["write_ms"]), 3))),
+        Row("ipamd/checkpoint-writes-110-at-once", statistics.median(writes), "writes", bar=WRITES_BAR,
+            spread=(min(writes), max(writes))),
     ]
 
 
@@ -74,3 +117,11 @@ def _build() -> Path:
     built = [one["executable"] for one in map(json.loads, lines)
              if one.get("reason") == "compiler-artifact" and one["target"]["kind"] == ["bench"]]
     return Path(built[0])
+
+
+def _empty() -> Path:
+    """The least that a static program can be: what `start` is measured against."""
+    program = CACHE / "empty"
+    subprocess.run(["musl-gcc", "-static", "-O2", "-o", str(program), "-x", "c", "-"], check=True, text=True,
+                   input="int main(void) { return 0; }\n")
+    return program
