@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  engine/ (libFuzzer, a workspace of its own) ─┐
-//!                                               ├─> TARGETS ─> netfilter, policy-core
+//!                                               ├─> TARGETS ─> netfilter, policy-core; cni, ipamd
 //!  corpus/<target>/* (replayed by a test)      ─┘
 //! ```
 //!
 //! `make fuzz` looks for new inputs; the corpus is what it found so far, minimised. Each input
 //! reaches something that no other does.
 
+mod addressing;
 mod cluster;
 mod feed;
 mod kernel;
@@ -27,14 +28,26 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 15] = [
     Target {
         name: "annotations",
         run: objects::annotations,
     },
     Target {
+        name: "checkpoint",
+        run: addressing::checkpoint,
+    },
+    Target {
         name: "cluster",
         run: cluster::any,
+    },
+    Target {
+        name: "cni",
+        run: addressing::cni,
+    },
+    Target {
+        name: "conflist",
+        run: addressing::conflist,
     },
     Target {
         name: "conntrack",
@@ -63,6 +76,10 @@ pub const TARGETS: [Target; 11] = [
     Target {
         name: "objects",
         run: objects::any,
+    },
+    Target {
+        name: "result",
+        run: addressing::result,
     },
     Target {
         name: "routes",
