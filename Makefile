@@ -10,14 +10,14 @@ export PATH := $(SELVAGE_CACHE)/tools/bin:$(PATH)
 export RUSTUP_TOOLCHAIN := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 
 # The lab's shape (docs/testing.md, "The lab"). Empty means the lab's own default.
-export NODES CNI POLICY PROXY IPTABLES TYPES KEEP FOCUS MINUTES
+export NODES CNI POLICY PROXY IPTABLES TYPES MODE PEERED SETTINGS KEEP FOCUS MINUTES COUNT SEED
 
 LAB := tests/lab/lab
 # The unit suites never compile the AWS SDK: its one crate is linted, released and tested on the lab.
 LIGHT := --workspace --exclude selvage-ipamd-aws
 
 .PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets fuzz images \
-  fmt lint deny doc walls conformance-map orphans unit kernel lab-unit e2e test ci
+  fmt lint deny doc walls conformance-map orphans unit kernel lab-unit e2e e2e-modes faults test ci
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -85,6 +85,12 @@ lab-unit: setup ## the lab's own rules: EC2, instance metadata, fabric
 
 e2e: setup ## the demo as an assertion, and its POLICY=none twin that must fail
 	@$(LAB) e2e
+
+e2e-modes: setup ## every node mode through kubelet: who is seen at the far end; ONLY=part of a run's name
+	@$(LAB) e2e-modes $(ONLY)
+
+faults: setup ## random faults while pods come and go, on EC2, metadata and the node; COUNT=n, SEED=n
+	@$(LAB) faults
 
 test: unit kernel lab-unit e2e ## everything that tests
 

@@ -63,7 +63,7 @@ class Authority:
         _openssl("req", "-new", "-key", key, "-subj", subject, "-out", request)
         lines = ["basicConstraints=CA:FALSE", "keyUsage=digitalSignature", f"extendedKeyUsage={usage}"]
         if names:
-            kinds = [f"{'IP' if one[0].isdigit() else 'DNS'}:{one}" for one in names]
+            kinds = [f"{'IP' if one[0].isdigit() or ':' in one else 'DNS'}:{one}" for one in names]
             lines.append(f"subjectAltName={','.join(kinds)}")
         Path(extensions).write_text("\n".join(lines) + "\n")
         # A serial number of its own for each: several are signed at once, so no shared counter.

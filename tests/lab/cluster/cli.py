@@ -7,7 +7,7 @@ import subprocess
 
 from vpc.client import VpcError
 
-from . import config, conformance, demo, e2e, lifecycle, lock, signals
+from . import config, conformance, demo, e2e, lifecycle, lock, modes, signals
 from .builds import BuildError
 from .kube import KubectlError
 from .matrix import TableError
@@ -20,6 +20,9 @@ HELP = """variables:
   PROXY=iptables|nftables       kube-proxy's mode
   IPTABLES=nft|legacy           which iptables the node has
   TYPES=t3.small,...            instance type of each node, or one for all
+  MODE=secondary|prefix|custom|custom-prefix|ipv6   how pods get their addresses
+  PEERED=0|1                    whether the last node lives in the peered VPC
+  SETTINGS="NAME=value ..."     more environment for the address agent
   KEEP=1                        demo, conformance: leave the cluster up
   SELVAGE_CACHE=DIR             components and images (default ~/.cache/selvage)
 exit status: 0 all as expected, 1 something is not, 2 it could not be tried, 130 interrupted"""
@@ -39,6 +42,9 @@ def main(arguments: list[str]) -> int:
     commands.add_parser("config", help="say what the variables mean here, and start nothing")
     e2e_command = commands.add_parser("e2e", help="assert the demo on several labs, and that it fails without an enforcer")
     e2e_command.add_argument("only", nargs="?", default="", help="part of a scenario's name")
+    modes_command = commands.add_parser("e2e-modes", help="whom the far end sees, by node mode, kube-proxy mode and iptables backend")
+    modes_command.add_argument("only", nargs="?", default="", help="part of a run's name")
+    commands.add_parser("faults", help="random faults while pods come and go; $COUNT of them (1000), $SEED repeats a run")
     test_command = commands.add_parser("self-test", help="the lab's own tests; arguments go to pytest")
     test_command.add_argument("rest", nargs=argparse.REMAINDER)
     chosen = parser.parse_args(arguments)
@@ -75,6 +81,10 @@ def _run(chosen: argparse.Namespace) -> int:
             return _on_a_lab(wanted, lambda lab: demo.run(lab, chosen.output == "json"))
         case "e2e":
             return 0 if e2e.run(dict(os.environ), chosen.only) else 1
+        case "e2e-modes":
+            return 0 if modes.run(dict(os.environ), chosen.only) else 1
+        case "faults":
+            return _faults()
         case "self-test":
             return _self_test(chosen.rest)
         case "conformance":
@@ -92,11 +102,23 @@ Logs are in {lab.state / 'logs'}. `tests/lab/lab down` ends it.""")
     return 0
 
 
+LAB = config.CHECKOUT / "tests" / "lab"
+
+
+def _python() -> str:
+    """The interpreter of the lab's environment; made if it is not there."""
+    venv = subprocess.run([str(LAB / "venv.sh")], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return f"{venv}/bin/python"
+
+
 def _self_test(arguments: list[str]) -> int:
-    lab = config.CHECKOUT / "tests" / "lab"
-    venv = subprocess.run([str(lab / "venv.sh")], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    command = [f"{venv}/bin/python", "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or [str(lab)])]
-    return subprocess.run(command, cwd=lab).returncode
+    command = [_python(), "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or [str(LAB)])]
+    return subprocess.run(command, cwd=LAB).returncode
+
+
+def _faults() -> int:
+    words = [word for name in ("COUNT", "SEED") if os.environ.get(name) for word in (f"--{name.lower()}", os.environ[name])]
+    return subprocess.run([_python(), "-B", str(LAB / "tests" / "fault_run.py"), *words], cwd=LAB).returncode
 
 
 def _conformance(focus: str) -> int:

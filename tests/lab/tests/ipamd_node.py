@@ -119,7 +119,7 @@ class Node:
         self.instance: Instance = nodes.run(name, run.pop("instance_type", "t3.small"), **run)
         self.metadata = Metadata(nodes.inside(self.instance.netns))
         self.process: subprocess.Popen[bytes] | None = None
-        self._pods: list[int] = []  # open descriptors of namespaces
+        self._pods: dict[str, int] = {}  # open descriptors of namespaces
         self.environment = {
             "PATH": PATH,
             "AWS_ENDPOINT_URL_EC2": vpc.ec2_endpoint,
@@ -186,7 +186,7 @@ class Node:
             self.process.kill()
             self.process.wait()
             self.process = None
-        for descriptor in self._pods:
+        for descriptor in self._pods.values():
             os.close(descriptor)
         self._pods.clear()
 
@@ -202,12 +202,17 @@ class Node:
         self.nodes.namespace(netns)
         # The machine's /run is not seen where the plugin runs; an open file is.
         descriptor = os.open(NAMESPACES / netns, os.O_RDONLY | os.O_CLOEXEC)
-        self._pods.append(descriptor)
+        self._pods[name] = descriptor
         path = f"/proc/{os.getpid()}/fd/{descriptor}"
         return Pod(name=name, inside=self.nodes.inside(netns), path=path)
 
-    def cni(self, command: str, pod: Pod) -> Answer:
-        """Runs the plugin as a container runtime does, with what the conflist says."""
+    def forget(self, pod: Pod) -> int:
+        """Leaves a pod's namespace to the caller: the descriptor that holds it open."""
+        return self._pods.pop(pod.name)
+
+    def cni(self, command: str, pod: Pod, result: dict[str, Any] | None = None) -> Answer:
+        """Runs the plugin as a container runtime does, with what the conflist says, and with
+        the result of the ADD before, where there is one."""
         if self.conflist.exists():
             listed = json.loads(self.conflist.read_text())
             config = {**listed["plugins"][0], "name": listed["name"]}
@@ -215,6 +220,8 @@ class Node:
         else:
             config = {"cniVersion": "1.1.0", "name": "aws-cni", "type": "aws-cni"}
             config["pluginLogFile"] = str(self.folder / "plugin.log")
+        if result:
+            config["prevResult"] = result
         plugin = self.installed if self.installed.exists() else self.binaries.plugin
         environment = {
             "PATH": PATH,

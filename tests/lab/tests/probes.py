@@ -24,12 +24,13 @@ def http_get(
     headers: dict[str, str] | None = None,
     source: str | None = None,
     timeout: float = SOON,
+    port: int = 80,
 ) -> Callable[[], tuple[int, str]]:
-    """Status and body of a request to port 80. Raises OSError where nothing answers."""
+    """Status and body of a request. Raises OSError where nothing answers."""
 
     def request() -> tuple[int, str]:
         connection = http.client.HTTPConnection(
-            address, 80, timeout, source_address=(source, 0) if source else None
+            address, port, timeout, source_address=(source, 0) if source else None
         )
         try:
             connection.request(method, path, headers=headers or {})
