@@ -85,6 +85,8 @@ pub struct Config {
     pub metrics_addr: Option<SocketAddr>,
     /// How long an ADD waits for a pool that is being refilled.
     pub add_wait: Duration,
+    /// Between two comparisons of the pool with the cloud.
+    pub reconcile: Duration,
 }
 
 /// A setting that cannot be used.
@@ -155,6 +157,9 @@ impl TryFrom<&Args> for Config {
     fn try_from(args: &Args) -> Result<Self, BadSetting> {
         let eni_mtu = mtu("AWS_VPC_ENI_MTU", &args.eni_mtu)?.unwrap_or(9001);
         let wait = Setting::new("ADD_WAIT_SECONDS", &args.add_wait_seconds).count(60)?;
+        let reconcile = Setting::new("RECONCILE_SECONDS", &args.reconcile_seconds)
+            .number(1, 3600)?
+            .and_then(|n| u64::try_from(n).ok());
         let cooldown =
             Setting::new("IP_COOLDOWN_PERIOD", &args.ip_cooldown_period).count(86_400)?;
         Ok(Self {
@@ -188,6 +193,7 @@ impl TryFrom<&Args> for Config {
             )?,
             metrics_addr: metrics_addr(args)?,
             add_wait: Duration::from_secs(wait.unwrap_or(5).into()),
+            reconcile: Duration::from_secs(reconcile.unwrap_or(60)),
         })
     }
 }

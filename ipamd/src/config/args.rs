@@ -99,4 +99,7 @@ pub struct Args {
     /// How long an ADD waits for a pool that is being refilled, 0 to 60 seconds [default: 5]
     #[arg(long, env = "ADD_WAIT_SECONDS")]
     pub add_wait_seconds: Option<String>,
+    /// How long between two comparisons of the pool with the cloud, 1 to 3600 seconds [default: 60]
+    #[arg(long, env = "RECONCILE_SECONDS")]
+    pub reconcile_seconds: Option<String>,
 }

@@ -12,6 +12,7 @@ fn nothing_set_means_what_it_means_to_awss_daemon() {
     assert_eq!(config.targets, Targets::default());
     assert_eq!(config.targets.warm_enis, 1);
     assert_eq!(config.cooldown, Duration::from_secs(30));
+    assert_eq!(config.reconcile, Duration::from_secs(60));
     assert_eq!(config.eni_mtu, 9001);
     assert_eq!(config.pod_mtu, 9001);
     assert_eq!(config.veth_prefix, "eni");
@@ -50,7 +51,7 @@ fn zero_and_minus_one_mean_no_target_and_no_limit() {
 #[test]
 fn a_bad_value_is_refused_with_its_name_and_what_it_may_be() {
     type Change = fn(&mut Args, String);
-    let rows: [(&str, Change, &str, &str); 14] = [
+    let rows: [(&str, Change, &str, &str); 15] = [
         (
             "WARM_IP_TARGET",
             |a, v| a.warm_ip_target = Some(v),
@@ -64,6 +65,12 @@ fn a_bad_value_is_refused_with_its_name_and_what_it_may_be() {
             "from 0 to 64",
         ),
         ("MAX_ENI", |a, v| a.max_eni = Some(v), "-2", "from -1 to 64"),
+        (
+            "RECONCILE_SECONDS",
+            |a, v| a.reconcile_seconds = Some(v),
+            "0",
+            "from 1 to 3600",
+        ),
         (
             "AWS_VPC_ENI_MTU",
             |a, v| a.eni_mtu = Some(v),

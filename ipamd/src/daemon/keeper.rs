@@ -35,8 +35,6 @@ mod survey;
 
 /// How often pauses are looked at that no message ends.
 const TICK: Duration = Duration::from_secs(1);
-/// Between two comparisons with the cloud.
-const SURVEY: Duration = Duration::from_secs(60);
 /// Between two looks at the VPC's blocks and the host's network.
 const REFRESH: Duration = Duration::from_secs(30);
 /// ADDs that wait for an address; more are refused at once.
@@ -104,6 +102,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         // What was restored may differ from what is on disk.
         let mut journal = Journal::default();
         journal.changed(now);
+        let reconcile = shared.config.reconcile;
         let in_memory = checkpoint::is_in_memory(&shared.config.checkpoint);
         let store = Arc::new(Store::new(shared.config.checkpoint.clone()));
         Self {
@@ -121,7 +120,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             store,
             in_memory,
             timers: Timers {
-                survey: now + SURVEY,
+                survey: now + reconcile,
                 surveying: false,
                 refresh: now + REFRESH,
                 refreshing: 0,

@@ -7,7 +7,7 @@ use selvage_ipamd_core::pool::Changes;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Done, Keeper, REFRESH, SURVEY, reason};
+use super::{Done, Keeper, REFRESH, reason};
 use crate::daemon::request::{NodeFacts, Status};
 use crate::daemon::{act, node_net, with_primary};
 use crate::events::EventSink;
@@ -107,7 +107,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
 
     fn survey_over(&mut self) {
         self.timers.surveying = false;
-        self.timers.survey = Instant::now() + SURVEY;
+        self.timers.survey = Instant::now() + self.shared.config.reconcile;
     }
 
     pub(super) fn take_described(
