@@ -1,7 +1,7 @@
 //! A pod: a namespace behind one veth, addressed as the AWS VPC CNI and Calico do.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use sha1::{Digest, Sha1};
@@ -61,6 +61,20 @@ impl Pod {
             interface: interface.to_owned(),
             address,
         })
+    }
+
+    /// Gives it an IPv6 address beside the other, and makes the node forward IPv6.
+    ///
+    /// *Errors*: `ip`'s own.
+    pub fn add_ipv6(&self, address: Ipv6Addr) -> Result<()> {
+        let name = &self.interface;
+        let forwarding = "/proc/sys/net/ipv6/conf/all/forwarding";
+        std::fs::write(forwarding, "1").with_context(|| format!("set {forwarding}"))?;
+        run(&format!("ip addr add fe80::1/64 dev {name} nodad"))?;
+        run(&format!("ip -6 route add {address}/128 dev {name}"))?;
+        let within = |words: &str| run(&format!("ip -n {name} {words}"));
+        within(&format!("addr add {address}/128 dev eth0 nodad"))?;
+        within("-6 route add default via fe80::1 dev eth0").map(drop)
     }
 
     /// The interface on the node's side.

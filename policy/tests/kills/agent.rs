@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use selvage_netfilter::Backend;
-use selvage_policy::health::ask_status;
+use selvage_policy::health::{ask_status, ask_text};
 use selvage_policy::status::Report;
 
 /// Longer than anything here takes on a busy machine.
@@ -26,6 +26,14 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) ->
     bail!("{what}: not within {DEADLINE:?}")
 }
 
+/// Lets time pass.
+pub fn pass(time: Duration) {
+    let deadline = Instant::now() + time;
+    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+        std::thread::park_timeout(left);
+    }
+}
+
 /// Between two looks, so that whatever is looked at gets its turn on two cores.
 fn pause() {
     std::thread::park_timeout(Duration::from_millis(2));
@@ -35,6 +43,8 @@ fn pause() {
 pub struct Home {
     pub folder: PathBuf,
     pub kubeconfig: PathBuf,
+    /// The families that its agents enforce.
+    pub families: &'static str,
 }
 
 /// A running agent; killed when dropped.
@@ -56,7 +66,7 @@ impl Home {
         command
             .args(["--log-level", "info,selvage_policy=debug", "run"])
             .args(["--node-name", "node-1", "--metrics-address", "none"])
-            .args(["--backend", backend.as_str(), "--families", "ipv4"])
+            .args(["--backend", backend.as_str(), "--families", self.families])
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .arg("--run-dir")
@@ -112,6 +122,14 @@ impl Agent {
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         killed(self.child.wait()?)
+    }
+
+    /// The value of a counter.
+    pub fn counted(&self, counter: &str) -> Result<u64> {
+        let metrics = ask_text(&self.socket, "metrics")?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(counter));
+        let value = value.with_context(|| format!("no {counter} in {metrics}"))?;
+        Ok(value.trim().parse()?)
     }
 
     /// What it has said so far.

@@ -1,12 +1,15 @@
 //! The shipped binary against the real kernel: killed between any two steps, cut off from the API
 //! server, started beside what another version left. Needs namespaces: run it with `cargo nextest`.
 
+#[allow(dead_code, reason = "each test binary uses its part")]
 mod agent;
 mod apiserver;
 mod packets;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use selvage_netfilter::{Backend, Kernel};
@@ -17,41 +20,54 @@ use selvage_policy_core::ruleset::Family;
 use selvage_tests::{Node, Outcome, Pod, Protocol, probe, run, run_with_input};
 use serde_json::{Value, json};
 
-use agent::{DEADLINE, Home, eventually};
+use agent::{DEADLINE, Home, eventually, pass};
 use apiserver::{ApiServer, Kind};
 use packets::Traffic;
 
-/// Two tests of each function, one a backend.
+/// Two tests of each function over IPv4, one a backend, and two more over IPv6 of those that come
+/// first.
 macro_rules! on_both_backends {
-    ($($name:ident),* $(,)?) => {
-        mod nft {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(selvage_netfilter::Backend::Nft) })*
-        }
-        mod legacy {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(selvage_netfilter::Backend::Legacy) })*
-        }
+    ($($both:ident),*; $($name:ident),*) => {
+        mod nft { super::tests!(Nft, V4: $($both),* $(, $name)*); }
+        mod legacy { super::tests!(Legacy, V4: $($both),* $(, $name)*); }
+        mod nft_over_ipv6 { super::tests!(Nft, V6: $($both),*); }
+        mod legacy_over_ipv6 { super::tests!(Legacy, V6: $($both),*); }
     };
 }
 
+macro_rules! tests {
+    ($backend:ident, $family:ident: $($name:ident),*) => {
+        $(#[test] fn $name() -> anyhow::Result<()> {
+            super::$name(selvage_netfilter::Backend::$backend, selvage_policy_core::ruleset::Family::$family)
+        })*
+    };
+}
+use tests;
+
 on_both_backends![
     a_kill_between_any_two_steps_opens_nothing_loses_nothing_and_the_next_start_converges,
+    a_kill_at_any_moment_opens_nothing_loses_nothing_and_the_next_start_converges;
     a_kill_while_the_rules_move_to_this_backend_opens_nothing_and_loses_nothing,
     a_pod_that_a_wedged_watch_does_not_tell_of_is_asked_for_when_its_interface_is_there,
     an_api_server_that_is_away_changes_nothing_even_across_a_restart,
-    a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap,
+    a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap
 ];
 
-/// What the kernel holds of ours in one backend.
-fn observed(backend: Backend) -> Result<Observed> {
-    Ok(Kernel::open(backend, DEADLINE)?.observe(Family::V4)?)
+/// A pod's last byte says who it is, in each family.
+fn address(family: Family, node: u8, last: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 40, node, last).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, node.into(), last.into()).into(),
+    }
 }
 
-fn pod(name: &str, node: &str, address: &str) -> Value {
+fn pod(name: &str, node: u8, last: u8) -> Value {
     let app = name.split('-').next();
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| address(family, node - 1, last));
     json!({
         "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": {"app": app}},
-        "spec": {"nodeName": node},
-        "status": {"podIPs": [{"ip": address}]},
+        "spec": {"nodeName": format!("node-{node}")},
+        "status": {"podIPs": [{"ip": v4}, {"ip": v6}]},
     })
 }
 
@@ -75,42 +91,74 @@ struct World {
     stranger: Pod,
     _folder: tempfile::TempDir,
     node: Node,
+    family: Family,
 }
 
+const WEB: u8 = 11;
+const FRIEND: u8 = 12;
+const STRANGER: u8 = 13;
+
 impl World {
-    fn new() -> Result<Self> {
+    fn new(family: Family) -> Result<Self> {
         let node = Node::new()?;
         let folder = tempfile::tempdir()?;
         let server = ApiServer::start()?;
         let home = Home {
             folder: folder.path().to_owned(),
             kubeconfig: server.kubeconfig(folder.path())?,
+            families: match family {
+                Family::V4 => "ipv4",
+                Family::V6 => "ipv6",
+            },
         };
-        let address = |last| Ipv4Addr::new(10, 40, 0, last);
+        let make = |name: &str, last: u8| -> Result<Pod> {
+            let pod = node.pod("shop", name, Ipv4Addr::new(10, 40, 0, last))?;
+            match address(family, 0, last) {
+                IpAddr::V4(_) => {}
+                IpAddr::V6(address) => pod.add_ipv6(address)?,
+            }
+            Ok(pod)
+        };
         server.set_all(Kind::Namespace, vec![json!({"metadata": {"name": "shop"}})]);
         Ok(Self {
-            web: node.pod("shop", "web-0", address(11))?,
-            friend: node.pod("shop", "friend-0", address(12))?,
-            stranger: node.pod("shop", "stranger-0", address(13))?,
+            web: make("web-0", WEB)?,
+            friend: make("friend-0", FRIEND)?,
+            stranger: make("stranger-0", STRANGER)?,
             server,
             home,
             _folder: folder,
             node,
+            family,
         })
+    }
+
+    /// What the kernel holds of ours in one backend.
+    fn observed(&self, backend: Backend) -> Result<Observed> {
+        Ok(Kernel::open(backend, DEADLINE)?.observe(self.family)?)
+    }
+
+    /// Packets from who may and from who may not.
+    fn traffic(&self) -> Result<Traffic> {
+        let own = |last| address(self.family, 0, last);
+        Traffic::start(
+            (&self.friend, own(FRIEND)),
+            (&self.stranger, own(STRANGER)),
+            (&self.web, own(WEB)),
+        )
     }
 
     fn local_pods() -> Vec<Value> {
         vec![
-            pod("web-0", "node-1", "10.40.0.11"),
-            pod("friend-0", "node-1", "10.40.0.12"),
-            pod("stranger-0", "node-1", "10.40.0.13"),
+            pod("web-0", 1, WEB),
+            pod("friend-0", 1, FRIEND),
+            pod("stranger-0", 1, STRANGER),
         ]
     }
 
     /// The state before: a peer and a policy that will be gone.
     fn before(&self) {
         let mut pods = Self::local_pods();
-        pods.push(pod("friend-1", "node-2", "10.40.1.1"));
+        pods.push(pod("friend-1", 2, 1));
         self.server.set_all(Kind::Pod, pods);
         self.server.set_all(
             Kind::NetworkPolicy,
@@ -121,7 +169,7 @@ impl World {
     /// The state after: another peer, another policy.
     fn after(&self) {
         let mut pods = Self::local_pods();
-        pods.push(pod("friend-2", "node-2", "10.40.1.2"));
+        pods.push(pod("friend-2", 2, 2));
         self.server.set_all(Kind::Pod, pods);
         self.server.set_all(
             Kind::NetworkPolicy,
@@ -132,10 +180,14 @@ impl World {
     /// What foreign hands and crashes leave: a second jump, and a set of another type under a name
     /// that the state after wants.
     fn litter(&self, backend: Backend, wanted: &Observed) -> Result<()> {
+        let tool = match self.family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
         run(&format!(
-            "iptables-{backend} -w 5 -t mangle -A FORWARD -j selvage-forward"
+            "{tool}-{backend} -w 5 -t mangle -A FORWARD -j selvage-forward"
         ))?;
-        let there = observed(backend)?;
+        let there = self.observed(backend)?;
         let name = wanted
             .sets
             .keys()
@@ -151,7 +203,7 @@ impl World {
         let sets = agent.until_ready()?.counts.sets;
         // The kernel lets go of sets a while after it let go of the rules that used them.
         eventually("no set too many", || {
-            Ok((observed(backend)?.sets.len() as u64 == sets).then_some(()))
+            Ok((self.observed(backend)?.sets.len() as u64 == sets).then_some(()))
         })?;
         agent.kill()
     }
@@ -174,27 +226,29 @@ fn count(passed: &[String]) -> BTreeMap<&str, u32> {
 
 fn a_kill_between_any_two_steps_opens_nothing_loses_nothing_and_the_next_start_converges(
     backend: Backend,
+    family: Family,
 ) -> Result<()> {
-    kill_everywhere(backend, backend)
+    kill_everywhere(family, backend, backend)
 }
 
 fn a_kill_while_the_rules_move_to_this_backend_opens_nothing_and_loses_nothing(
     backend: Backend,
+    family: Family,
 ) -> Result<()> {
-    kill_everywhere(backend.other(), backend)
+    kill_everywhere(family, backend.other(), backend)
 }
 
 /// From the state before in one backend to the state after in another, with a kill at each
 /// failpoint, each time that it is passed.
-fn kill_everywhere(from: Backend, to: Backend) -> Result<()> {
-    let world = World::new()?;
+fn kill_everywhere(family: Family, from: Backend, to: Backend) -> Result<()> {
+    let world = World::new(family)?;
     world.after();
     world.converge(to)?;
-    let wanted = observed(to)?;
+    let wanted = world.observed(to)?;
     world.before();
     world.converge(from)?;
 
-    let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;
+    let traffic = world.traffic()?;
     world.litter(from, &wanted)?;
     world.after();
     let mut agent = world.home.start(to, None)?;
@@ -223,10 +277,10 @@ fn kill_everywhere(from: Backend, to: Backend) -> Result<()> {
             world.after();
             world.home.start(to, Some(&failpoint))?.until_killed()?;
             world.converge(to)?;
-            ensure!(observed(to)? == wanted, "{failpoint}: not converged");
+            ensure!(world.observed(to)? == wanted, "{failpoint}: not converged");
             if from != to {
                 ensure!(
-                    observed(from)?.chains.is_empty(),
+                    world.observed(from)?.chains.is_empty(),
                     "{failpoint}: still in {from}"
                 );
             }
@@ -243,15 +297,79 @@ fn kill_everywhere(from: Backend, to: Backend) -> Result<()> {
     Ok(())
 }
 
+/// Kills that hit no particular place.
+const MOMENTS: u32 = 25;
+
+fn a_kill_at_any_moment_opens_nothing_loses_nothing_and_the_next_start_converges(
+    backend: Backend,
+    family: Family,
+) -> Result<()> {
+    let world = World::new(family)?;
+    world.after();
+    world.converge(backend)?;
+    let wanted = world.observed(backend)?;
+    world.before();
+    world.converge(backend)?;
+    let traffic = world.traffic()?;
+    world.after();
+    let began = Instant::now();
+    let mut agent = world.home.start(backend, None)?;
+    agent.until_ready()?;
+    // A start, and as long again: what follows once rules are in force is over by then.
+    let length = began.elapsed() * 2;
+    agent.kill()?;
+    let mut moments = Vec::new();
+    for number in 0..MOMENTS {
+        let random = u32::try_from(RandomState::new().hash_one(number) % 1_000)?;
+        let moment = length * random / 1_000;
+        moments.push(moment);
+        world.before();
+        // Half of them on what the kill before has left.
+        if number % 2 == 0 {
+            world.converge(backend)?;
+            world.litter(backend, &wanted)?;
+        }
+        // A third of them change their mind once they run.
+        let later = number % 3 == 0;
+        if !later {
+            world.after();
+        }
+        let agent = world.home.start(backend, None)?;
+        pass(moment / 2);
+        if later {
+            world.after();
+        }
+        pass(moment / 2);
+        agent.kill()?;
+    }
+    println!("killed after {moments:?}");
+    world.after();
+    world.converge(backend)?;
+    ensure!(
+        world.observed(backend)? == wanted,
+        "not converged after {moments:?}"
+    );
+    let outcome = traffic.end()?;
+    println!("{outcome:?}");
+    ensure!(
+        outcome.allowed_sent > 1000 && outcome.forbidden_sent > 1000,
+        "{outcome:?}"
+    );
+    ensure!(outcome.forbidden_passed == 0, "{outcome:?}, {moments:?}");
+    ensure!(outcome.allowed_lost == 0, "{outcome:?}, {moments:?}");
+    Ok(())
+}
+
 fn an_api_server_that_is_away_changes_nothing_even_across_a_restart(
     backend: Backend,
+    family: Family,
 ) -> Result<()> {
-    let mut world = World::new()?;
+    let mut world = World::new(family)?;
     world.before();
     let mut agent = world.home.start(backend, None)?;
     agent.until_ready()?;
-    let before = observed(backend)?;
-    let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;
+    let before = world.observed(backend)?;
+    let traffic = world.traffic()?;
 
     world.server.go_away()?;
     // Across a look at everything, whatever else it does.
@@ -260,7 +378,7 @@ fn an_api_server_that_is_away_changes_nothing_even_across_a_restart(
     let report = agent.until("syncing", |report| !report.ready.ok)?;
     ensure!(report.ready.reason.contains("waiting for"), "{report}");
     ensure!(
-        observed(backend)? == before,
+        world.observed(backend)? == before,
         "an agent that knows nothing wrote"
     );
 
@@ -268,7 +386,7 @@ fn an_api_server_that_is_away_changes_nothing_even_across_a_restart(
     world.server.come_back()?;
     agent.until_ready()?;
     ensure!(
-        observed(backend)? != before,
+        world.observed(backend)? != before,
         "what happened meanwhile counts"
     );
     let outcome = traffic.end()?;
@@ -298,17 +416,18 @@ fn older_version(backend: Backend) -> Result<()> {
 
 fn a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap(
     backend: Backend,
+    family: Family,
 ) -> Result<()> {
-    let world = World::new()?;
+    let world = World::new(family)?;
     world.after();
     world.converge(backend)?;
-    let wanted = observed(backend)?;
+    let wanted = world.observed(backend)?;
     cleanup(&world.home.run_dir(), &world.home.status_dir(), false)?;
 
     older_version(backend)?;
-    let traffic = Traffic::start(&world.friend, &world.stranger, &world.web)?;
+    let traffic = world.traffic()?;
     world.converge(backend)?;
-    ensure!(observed(backend)? == wanted, "something old is left");
+    ensure!(world.observed(backend)? == wanted, "something old is left");
     let outcome = traffic.end()?;
     ensure!(outcome.forbidden_sent > 0, "{outcome:?}");
     ensure!(outcome.forbidden_passed == 0, "{outcome:?}");
@@ -318,14 +437,15 @@ fn a_first_start_beside_an_older_versions_rules_replaces_them_without_a_gap(
 
 fn a_pod_that_a_wedged_watch_does_not_tell_of_is_asked_for_when_its_interface_is_there(
     backend: Backend,
+    family: Family,
 ) -> Result<()> {
-    let world = World::new()?;
+    let world = World::new(family)?;
     world.before();
     let mut agent = world.home.start(backend, None)?;
     ensure!(agent.until_ready()?.counts.local_pods == 3);
     world.server.fall_silent();
     let mut pods = World::local_pods();
-    pods.push(pod("web-1", "node-1", "10.40.0.14"));
+    pods.push(pod("web-1", 1, 14));
     world.server.set_all(Kind::Pod, pods);
     let late = world
         .node

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -49,12 +49,12 @@ pub struct Outcome {
 
 /// A socket in a pod. It speaks to nobody who answers, so that conntrack never calls the flow
 /// established and each packet is judged anew.
-fn socket(pod: &Pod, port: u16) -> Result<UdpSocket> {
-    let socket = pod.netns().run(|| UdpSocket::bind(("0.0.0.0", port)))?;
+fn socket(pod: &Pod, at: SocketAddr) -> Result<UdpSocket> {
+    let socket = pod.netns().run(|| UdpSocket::bind(at))?;
     socket.with_context(|| format!("bind in {}", pod.interface()))
 }
 
-/// What the table of UDP sockets (`net/ipv4/udp.c`, `udp4_format_sock`) says was dropped at ours: on a busy machine
+/// What the table of UDP sockets (`net/ipv4/udp.c`, `udp4_format_sock`; IPv6's is alike) says was dropped at ours: on a busy machine
 /// the receiver may not run for a second, and its socket is full. Those packets came: no rule has dropped them.
 fn unheard(sockets: &mut File) -> Result<u64> {
     let mut table = String::new();
@@ -77,20 +77,27 @@ fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
 }
 
 impl Traffic {
-    /// From `may` and from `must_not` to a pod.
-    pub fn start(may: &Pod, must_not: &Pod, to: &Pod) -> Result<Self> {
+    /// From `may` and from `must_not` to a pod, each with the address that it uses.
+    pub fn start(
+        may: (&Pod, IpAddr),
+        must_not: (&Pod, IpAddr),
+        to: (&Pod, IpAddr),
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let target = SocketAddrV4::new(to.address(), PORT);
+        let (to, address) = to;
+        let target = SocketAddr::new(address, PORT);
         let received = Arc::new(Counts::default());
-        let receiver = socket(to, PORT)?;
+        let receiver = socket(to, target)?;
         receiver.set_read_timeout(Some(EACH * 20))?;
+        let table = match address {
+            IpAddr::V4(_) => "/proc/thread-self/net/udp",
+            IpAddr::V6(_) => "/proc/thread-self/net/udp6",
+        };
         // Of the pod's namespace, whoever reads it.
-        let mut sockets = to
-            .netns()
-            .run(|| File::open("/proc/thread-self/net/udp"))??;
+        let mut sockets = to.netns().run(|| File::open(table))??;
         let receiving = thread::spawn({
             let (stop, counts) = (Arc::clone(&stop), Arc::clone(&received));
-            let allowed = may.address();
+            let allowed = may.1;
             move || {
                 let mut quiet_since = None;
                 let mut buffer = [0; 16];
@@ -112,8 +119,8 @@ impl Traffic {
                 }
             }
         });
-        let stream = |from: &Pod| -> Result<Stream> {
-            let sender = socket(from, 0)?;
+        let stream = |(from, own): (&Pod, IpAddr)| -> Result<Stream> {
+            let sender = socket(from, SocketAddr::new(own, 0))?;
             let sent = Arc::new(AtomicU64::new(0));
             let (stop, count) = (Arc::clone(&stop), Arc::clone(&sent));
             let sending = thread::spawn(move || {
