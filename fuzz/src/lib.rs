@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  engine/ (libFuzzer, a workspace of its own) ─┐
-//!                                               ├─> TARGETS ─> netfilter, policy-core; cni, ipamd
+//!                                               ├─> TARGETS ─> netfilter, policy-core, policy; cni, ipamd
 //!  corpus/<target>/* (replayed by a test)      ─┘
 //! ```
 //!
@@ -28,7 +28,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target {
         name: "annotations",
         run: objects::annotations,
@@ -76,6 +76,10 @@ pub const TARGETS: [Target; 15] = [
     Target {
         name: "objects",
         run: objects::any,
+    },
+    Target {
+        name: "reader",
+        run: selvage_policy::direct::read_any,
     },
     Target {
         name: "result",

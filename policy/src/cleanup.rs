@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::endpoint_status::{EndpointStatus, EndpointStatusError};
 use crate::lock::{Lock, LockError};
+use crate::record::RecordFile;
 
 /// Bounds each exchange with the kernel and each run of a tool.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,6 +50,7 @@ pub fn cleanup(
     }
     // Cleaning goes through both backends, whichever it is opened with.
     let cleaned = Kernel::open(Backend::Nft, PATIENCE)?.cleanup();
+    RecordFile::new(run_dir).remove();
     if endpoint_status.exists() {
         EndpointStatus::new(endpoint_status.to_owned()).converge(&[])?;
     }

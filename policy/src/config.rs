@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, ValueEnum};
+use selvage_policy_core::index::MEMBER_BUDGET;
 use selvage_policy_core::ruleset::{Family, VethPrefix};
 use thiserror::Error;
 
@@ -139,6 +140,10 @@ pub struct Args {
     /// Time between two looks at the whole of what the kernel holds, in seconds, 5 to 3600
     #[arg(long, env = "RESYNC_SECONDS", default_value_t = 60)]
     pub resync_seconds: u64,
+    /// Members that all sets of the node may have, 1000 to 10000000: above it the policies with most
+    /// are laid out with more rules on sets that all share
+    #[arg(long, env = "MEMBER_BUDGET", default_value_t = MEMBER_BUDGET)]
+    pub member_budget: usize,
     /// Where metrics are served, `address:port`, or `none`
     #[arg(long, env = "METRICS_ADDRESS", default_value = "0.0.0.0:9095")]
     pub metrics_address: String,
@@ -182,6 +187,8 @@ pub struct Config {
     pub apply_gap: Duration,
     /// Time between two looks at the whole of what the kernel holds.
     pub resync: Duration,
+    /// Members that all sets of the node may have.
+    pub member_budget: usize,
     /// Where metrics are served, if at all.
     pub metrics_address: Option<SocketAddr>,
     /// How to reach the API server, when not as a pod.
@@ -259,6 +266,14 @@ impl Args {
                 "1 to 1000 lines a second",
             ));
         }
+        if !(1_000..=10_000_000).contains(&self.member_budget) {
+            return Err(bad(
+                "member-budget",
+                "MEMBER_BUDGET",
+                &self.member_budget.to_string(),
+                "1000 to 10000000 members",
+            ));
+        }
         let metrics_address = match self.metrics_address.as_str() {
             "none" => None,
             typed => Some(typed.parse().map_err(|_| {
@@ -308,6 +323,7 @@ impl Args {
             }),
             apply_gap: Duration::from_millis(self.apply_gap_ms),
             resync: Duration::from_secs(self.resync_seconds),
+            member_budget: self.member_budget,
             metrics_address,
             kubeconfig: self.kubeconfig.filter(|path| !path.as_os_str().is_empty()),
             endpoint_status_dir,
@@ -357,6 +373,7 @@ mod tests {
         assert_eq!(config.families, BTreeSet::from([Family::V4, Family::V6]));
         assert!(config.source_check && config.drop_invalid);
         assert_eq!(config.apply_gap, Duration::from_millis(50));
+        assert_eq!(config.member_budget, 1_000_000);
         assert_eq!(
             config.metrics_address,
             Some("0.0.0.0:9095".parse().unwrap())
@@ -374,6 +391,8 @@ mod tests {
             (&["--resync-seconds", "4"], "resync-seconds"),
             (&["--resync-seconds", "3601"], "resync-seconds"),
             (&["--deny-log-per-second", "0"], "deny-log-per-second"),
+            (&["--member-budget", "999"], "member-budget"),
+            (&["--member-budget", "10000001"], "member-budget"),
             (&["--metrics-address", "9095"], "metrics-address"),
             (&["--run-dir", "run"], "run-dir"),
             (&["--socket", "policy.sock"], "socket"),

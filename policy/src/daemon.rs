@@ -126,7 +126,8 @@ pub async fn run<S: Source>(
             source_check: config.source_check,
             drop_invalid: config.drop_invalid,
             deny_log: config.deny_log.map(|settings| settings.group),
-        }),
+        })
+        .with_member_budget(config.member_budget),
         notices,
         questions: asked_of,
         lag: Lag::default(),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::IpAddr;
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::endpoint_status::{Endpoint, EndpointStatus};
 use crate::failpoint::{self, Failpoint};
 use crate::flows::{Flows, NodeFlows};
 use crate::metrics::Work;
+use crate::record::RecordFile;
 
 /// Bounds each exchange with the kernel and each run of a tool, the wait for the xtables lock
 /// included.
@@ -122,6 +124,8 @@ pub struct Node {
     cleaned: bool,
     suspects: Option<Sender<Suspect>>,
     watching: Option<JoinHandle<()>>,
+    /// What the next process believes of the chains, if it is to believe anything.
+    record: Option<RecordFile>,
 }
 
 impl Node {
@@ -136,7 +140,16 @@ impl Node {
             cleaned: false,
             suspects: None,
             watching: None,
+            record: None,
         }
+    }
+
+    /// Keeps a file in that folder that says how the kernel held our chains when they were right, and
+    /// believes of what is there at the start only what the file says.
+    #[must_use]
+    pub fn recording(mut self, run_dir: &Path) -> Self {
+        self.record = Some(RecordFile::new(run_dir));
+        self
     }
 
     /// Opens the kernel, and before that, once, the watch on others' hands.
@@ -151,7 +164,11 @@ impl Node {
                 .inspect_err(|_| self.suspects = Some(suspects.clone()))?;
             self.watching = Some(std::thread::spawn(move || keep_watch(watcher, &suspects)));
         }
-        self.kernel = Some(Kernel::open(backend, PATIENCE)?);
+        let mut kernel = Kernel::open(backend, PATIENCE)?;
+        if let Some(record) = &self.record {
+            kernel.believe(record.read(backend));
+        }
+        self.kernel = Some(kernel);
         Ok(())
     }
 
@@ -446,6 +463,9 @@ impl Dataplane for Node {
             clear_others(kernel, &families);
             self.cleaned = true;
         }
+        if let Some(file) = &mut self.record {
+            file.write(&kernel.record());
+        }
         failpoint::hit(Failpoint::Converged);
         Ok(Done {
             affected,
@@ -515,6 +535,8 @@ pub(crate) enum Job {
     Rules(Vec<Ruleset>, Look, Vec<Endpoint>),
     /// See [`Dataplane::change_members`].
     Members(MemberChanges),
+    /// The files of these pods, whose rules are in the kernel.
+    Tell(Vec<Endpoint>),
     /// See [`Dataplane::is_changed`].
     Inspect(BTreeSet<Suspect>),
 }
@@ -531,6 +553,8 @@ pub(crate) enum Finished {
         /// How long it took.
         took: Duration,
     },
+    /// Files are as they should be, or it was said why not.
+    Told,
     /// Whether somebody else changed what we hold, and what made us look.
     Inspected(Result<Option<Suspect>, String>),
 }
@@ -558,6 +582,10 @@ impl<D: Dataplane> Hand<D> {
                 (Work::Rules, result)
             }
             Job::Members(changes) => (Work::Members, self.dataplane.change_members(&changes)),
+            Job::Tell(endpoints) => {
+                self.tell(Look::Remembered, &endpoints);
+                return Finished::Told;
+            }
             Job::Inspect(suspects) => return Finished::Inspected(self.inspect(suspects)),
         };
         Finished::Work {

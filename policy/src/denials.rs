@@ -1,4 +1,5 @@
-//! The deny log: which packets policy denied, between whom, and by which policies.
+//! The deny log: which packets policy denied, between whom, and by which policies; and which were
+//! dropped for another reason.
 //!
 //! ```text
 //! profile chain ─NFLOG─► kernel's queue ─► reader thread ─► Sieve ─► loop: who is who ─► a log line
@@ -15,7 +16,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use selvage_netfilter::nflog::{Logged, Nflog};
+use selvage_netfilter::nflog::{Logged, Nflog, interface_name};
+use selvage_policy_core::compile::drops::DropReason;
 use selvage_policy_core::index::Index;
 use selvage_policy_core::model::{Direction, PodKey, PolicyKey};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -55,44 +57,48 @@ pub struct Settings {
     pub per_second: u32,
 }
 
-/// A packet that was denied.
+/// Why a packet was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Why {
+    /// The policies of the pod that it is for, or from.
+    Policy(Direction),
+    /// Something else.
+    Other(DropReason),
+}
+
+/// A packet that was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Denied {
-    direction: Direction,
+    why: Why,
     source: IpAddr,
     destination: IpAddr,
     /// As IANA numbers it.
     protocol: u8,
     /// The destination's.
     port: Option<u16>,
+    /// The interfaces that it came in by, and would have gone out by, by number.
+    interfaces: (Option<u32>, Option<u32>),
 }
 
 impl Denied {
     /// What a rule of ours logged; `None`: another's, or nothing of use.
     fn of(logged: &Logged<'_>) -> Option<Self> {
-        let direction = if logged.prefix.starts_with("selvage-i-") {
-            Direction::Ingress
+        let why = if logged.prefix.starts_with("selvage-i-") {
+            Why::Policy(Direction::Ingress)
         } else if logged.prefix.starts_with("selvage-e-") {
-            Direction::Egress
+            Why::Policy(Direction::Egress)
         } else {
-            return None;
+            Why::Other(DropReason::of_label(logged.prefix)?)
         };
         let header = logged.header?;
         Some(Self {
-            direction,
+            why,
             source: header.source,
             destination: header.destination,
             protocol: header.protocol,
             port: header.ports.map(|(_, destination)| destination),
+            interfaces: (logged.interface_in, logged.interface_out),
         })
-    }
-
-    /// The address of the pod whose policies denied it, and the other one.
-    fn ends(&self) -> (IpAddr, IpAddr) {
-        match self.direction {
-            Direction::Ingress => (self.destination, self.source),
-            Direction::Egress => (self.source, self.destination),
-        }
     }
 }
 
@@ -185,9 +191,25 @@ async fn write(mut passed: Receiver<Passed>, asker: &Asker, metrics: &Metrics) {
         let known = asker.ask(move |index| Known::of(&packets, index)).await;
         let known = known.unwrap_or_default();
         for Passed { denied, left_out } in batch.drain(..) {
-            metrics.denial_logged(denied.direction);
-            known.line(&denied).write(left_out);
+            match denied.why {
+                Why::Policy(direction) => {
+                    metrics.denial_logged(direction);
+                    known.denial(&denied, direction).write(left_out);
+                }
+                Why::Other(reason) => {
+                    metrics.drop_logged(reason);
+                    known.write_drop(&denied, reason, left_out);
+                }
+            }
         }
+    }
+}
+
+/// The address of the pod whose policies denied it, and the other one.
+fn ends(denied: &Denied, direction: Direction) -> (IpAddr, IpAddr) {
+    match direction {
+        Direction::Ingress => (denied.destination, denied.source),
+        Direction::Egress => (denied.source, denied.destination),
     }
 }
 
@@ -223,31 +245,54 @@ impl Known {
         let mut policies = BTreeMap::new();
         let local = index.local_pods();
         for denied in packets {
-            let (pod, _) = denied.ends();
+            let Why::Policy(direction) = denied.why else {
+                continue;
+            };
+            let (pod, _) = ends(denied, direction);
             let Some(pod) = pods.get(&pod) else { continue };
             let isolation = local.get(pod);
-            if let Some(profile) = isolation.and_then(|it| it.profile(denied.direction)) {
+            if let Some(profile) = isolation.and_then(|it| it.profile(direction)) {
                 policies
-                    .entry((pod.clone(), denied.direction))
+                    .entry((pod.clone(), direction))
                     .or_insert_with(|| profile.policies.clone());
             }
         }
         Self { pods, policies }
     }
 
-    fn line(&self, denied: &Denied) -> Line {
-        let (pod, peer) = denied.ends();
+    /// The pod that has an address; empty when it is none of the cluster's.
+    fn pod(&self, address: IpAddr) -> String {
+        let pod = self.pods.get(&address);
+        pod.map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn write_drop(&self, denied: &Denied, reason: DropReason, left_out: u64) {
+        let named = |index: Option<u32>| index.and_then(interface_name).unwrap_or_default();
+        let (came, goes) = denied.interfaces;
+        info!(
+            why = reason.as_str(),
+            interface_in = named(came),
+            interface_out = named(goes),
+            source = %denied.source,
+            source_pod = self.pod(denied.source),
+            destination = %denied.destination,
+            destination_pod = self.pod(denied.destination),
+            protocol = protocol_name(denied.protocol),
+            port = denied.port,
+            left_out,
+            "dropped"
+        );
+    }
+
+    fn denial(&self, denied: &Denied, direction: Direction) -> Line {
+        let (pod, peer) = ends(denied, direction);
         let known = self.pods.get(&pod);
-        let policies = known.and_then(|pod| self.policies.get(&(pod.clone(), denied.direction)));
+        let policies = known.and_then(|pod| self.policies.get(&(pod.clone(), direction)));
         Line {
-            direction: denied.direction,
+            direction,
             pod: known.map_or_else(|| pod.to_string(), ToString::to_string),
             peer,
-            peer_pod: self
-                .pods
-                .get(&peer)
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            peer_pod: self.pod(peer),
             protocol: protocol_name(denied.protocol),
             port: denied.port,
             policies: policies.map(some).unwrap_or_default(),
@@ -304,11 +349,12 @@ mod tests {
 
     fn denied(direction: Direction, source: &str, destination: &str) -> Denied {
         Denied {
-            direction,
+            why: Why::Policy(direction),
             source: address(source),
             destination: address(destination),
             protocol: 6,
             port: Some(8080),
+            interfaces: (None, None),
         }
     }
 
@@ -321,7 +367,13 @@ mod tests {
             denied(Direction::Ingress, "10.0.0.3", "10.9.9.9"),
         ];
         let known = Known::of(&packets, &mut index);
-        let lines: Vec<Line> = packets.iter().map(|denied| known.line(denied)).collect();
+        let lines: Vec<Line> = packets
+            .iter()
+            .map(|denied| match denied.why {
+                Why::Policy(direction) => known.denial(denied, direction),
+                Why::Other(reason) => panic!("{reason:?}"),
+            })
+            .collect();
         let words: Vec<_> = lines
             .iter()
             .map(|line| {
@@ -368,10 +420,24 @@ mod tests {
             header: Some(header),
         };
         let ours = Denied::of(&logged("selvage-e-0123456789abcdef")).unwrap();
-        assert_eq!(ours.ends(), (header.source, header.destination));
+        assert_eq!(
+            ends(&ours, Direction::Egress),
+            (header.source, header.destination)
+        );
         assert_eq!((ours.protocol, ours.port), (17, Some(53)));
         assert_eq!(Denied::of(&logged("DROP: ")), None);
         assert_eq!(Denied::of(&logged("selvage-from")), None);
+        assert_eq!(Denied::of(&logged("selvage-d-")), None);
+        for reason in DropReason::ALL {
+            let label = format!("selvage-d-{}", reason.as_str());
+            let packet = Logged {
+                prefix: &label,
+                ..logged("")
+            };
+            let dropped = Denied::of(&packet).unwrap();
+            assert_eq!(dropped.why, Why::Other(reason));
+            assert_eq!(dropped.interfaces, (Some(1), Some(2)));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use kube::{Api, Client};
 use selvage_policy_core::api;
 use selvage_policy_core::convert::{self, ProblemKind};
 use selvage_policy_core::index::{self, Event};
-use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, PolicyKey, Pool};
+use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, Policy, PolicyKey, Pool};
 use tokio::sync::mpsc::{Sender, error::SendError};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -237,24 +237,10 @@ impl Convert for Policies {
     type Object = api::NetworkPolicy;
 
     fn applied(&mut self, object: Object<api::NetworkPolicy>) -> Option<Notice> {
-        let (policy, problems): (_, Vec<Problem>) = match object.content {
-            Ok(policy) => {
-                let (policy, problems) = convert::policy(&policy);
-                (policy, problems.iter().map(Problem::from).collect())
-            }
-            Err(unreadable) => {
-                let (salvaged, problem) = salvage::policy(&object.meta, &unreadable);
-                let (policy, problems) = convert::policy(&salvaged);
-                let unreadable = Problem {
-                    kind: ProblemKind::Unreadable,
-                    text: problem,
-                };
-                let others = problems.iter().map(Problem::from);
-                (policy, std::iter::once(unreadable).chain(others).collect())
-            }
-        };
+        let subject = subject(&object.meta);
+        let (policy, problems) = policy(object);
         let report = events::Report {
-            subject: subject(&object.meta),
+            subject,
             problems: problems
                 .iter()
                 .map(|problem| problem.text.clone())
@@ -300,6 +286,56 @@ impl Convert for Policies {
 
     fn resource(&self) -> index::Resource {
         index::Resource::Policies
+    }
+}
+
+/// The policy, as far as it can be read, and what is wrong with it.
+fn policy(object: Object<api::NetworkPolicy>) -> (Policy, Vec<Problem>) {
+    match object.content {
+        Ok(policy) => {
+            let (policy, problems) = convert::policy(&policy);
+            (policy, problems.iter().map(Problem::from).collect())
+        }
+        Err(unreadable) => {
+            let (salvaged, problem) = salvage::policy(&object.meta, &unreadable);
+            let (policy, problems) = convert::policy(&salvaged);
+            let unreadable = Problem {
+                kind: ProblemKind::Unreadable,
+                text: problem,
+            };
+            let others = problems.iter().map(Problem::from);
+            (policy, std::iter::once(unreadable).chain(others).collect())
+        }
+    }
+}
+
+/// Bytes, read as an object of each kind as a watch does it: what `fuzz/` feeds.
+///
+/// *Panics*: when one object could stop a watch, or a policy that is not understood isolates nobody.
+#[cfg(feature = "fuzzing")]
+pub fn read_any(bytes: &[u8]) {
+    use serde_json::value::RawValue;
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let is_json = serde_json::from_str::<&RawValue>(text).is_ok();
+    let pod = serde_json::from_str::<Object<api::Pod>>(text);
+    let namespace = serde_json::from_str::<Object<api::Namespace>>(text);
+    let read = serde_json::from_str::<Object<api::NetworkPolicy>>(text);
+    assert_eq!(is_json, pod.is_ok(), "a pod stops the watch");
+    assert_eq!(is_json, namespace.is_ok(), "a namespace stops the watch");
+    assert_eq!(is_json, read.is_ok(), "a policy stops the watch");
+    let Ok(object) = read else { return };
+    let unreadable = object.content.is_err();
+    let name = object.name().to_owned();
+    let (policy, problems) = policy(object);
+    assert_eq!(policy.key.name, name);
+    if unreadable {
+        assert!(!problems.is_empty(), "nobody is told");
+        assert!(
+            policy.ingress.is_some() || policy.egress.is_some(),
+            "what cannot be read isolates nobody"
+        );
     }
 }
 

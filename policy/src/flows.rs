@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use selvage_netfilter::conntrack::{self, Cutter, Entry};
 use selvage_netfilter::local_addresses;
-use selvage_policy_core::ruleset::Family;
+use selvage_policy_core::ruleset::{Family, GUARD_SECONDS};
 use selvage_policy_core::verdict::{Flow, Judge, Verdict};
 
 use crate::failpoint::{self, Failpoint};
@@ -15,9 +15,8 @@ use crate::failpoint::{self, Failpoint};
 /// Bounds each exchange with the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the answering side of a cut flow must not speak first: longer than the kernel keeps a
-/// UDP flow that both sides spoke in (`nf_conntrack_udp_timeout_stream`, 120 s), which it would be.
-const GUARD: Duration = Duration::from_secs(300);
+/// How long the answering side of a cut flow must not speak first. The rules renew it.
+const GUARD: Duration = Duration::from_secs(GUARD_SECONDS as u64);
 
 /// The flows that a change may have forbidden.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -28,6 +28,7 @@ pub mod lock;
 pub mod metrics;
 pub mod questions;
 pub mod recent;
+mod record;
 pub mod routes;
 pub mod source;
 pub mod status;

@@ -234,7 +234,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             taint::remove(client, &node, stop).await;
         }
     });
-    let dataplane = Node::new(fixed);
+    let dataplane = Node::new(fixed).recording(&config.run_dir);
     let ended = daemon::run(
         config,
         source,

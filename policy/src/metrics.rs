@@ -18,6 +18,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use selvage_policy_core::compile::drops::DropReason;
 use selvage_policy_core::convert::ProblemKind;
 use selvage_policy_core::model::Direction;
 use tokio::time::Instant;
@@ -104,6 +105,9 @@ impl Metrics {
             let by = [("direction", direction_name(direction))];
             drop(self.of.denials.get_or_create(&by));
         }
+        for reason in DropReason::ALL {
+            drop(self.of.drops.get_or_create(&[("why", reason.as_str())]));
+        }
         for why in LeftOut::ALL {
             let by = [("why", why.as_str())];
             drop(self.of.denials_left_out.get_or_create(&by));
@@ -168,6 +172,15 @@ impl Metrics {
         set(&self.of.rules, counts.rules);
         set(&self.of.sets, counts.sets);
         set(&self.of.members, counts.members);
+        set(&self.of.member_budget, counts.member_budget);
+        let apart = counts.profiles_apart;
+        let folded = counts.profiles.saturating_sub(apart);
+        for (layout, count) in [("folded", folded), ("apart", apart)] {
+            set(
+                &self.of.profiles.get_or_create(&[("layout", layout)]),
+                count,
+            );
+        }
     }
 
     /// Counts a piece of kernel work and how long it took.
@@ -235,6 +248,12 @@ impl Metrics {
     pub fn denial_logged(&self, direction: Direction) {
         let by = [("direction", direction_name(direction))];
         self.of.denials.get_or_create(&by).inc();
+    }
+
+    /// Counts a packet in the log that was dropped for another reason than policy.
+    pub fn drop_logged(&self, reason: DropReason) {
+        let by = [("why", reason.as_str())];
+        self.of.drops.get_or_create(&by).inc();
     }
 
     /// Counts denied packets that are not.

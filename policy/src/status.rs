@@ -122,6 +122,12 @@ pub struct Counts {
     pub sets: u64,
     /// Members of those sets.
     pub members: u64,
+    /// Members that they may have.
+    pub member_budget: u64,
+    /// Sets of policies that isolate pods of this node in a direction.
+    pub profiles: u64,
+    /// Those of them that are laid out apart, for the budget's sake: more rules, fewer members.
+    pub profiles_apart: u64,
 }
 
 /// The daemon's state at one moment.
@@ -352,6 +358,11 @@ impl fmt::Display for Report {
             f,
             "kernel      {} chains, {} rules, {} sets, {} members",
             counts.chains, counts.rules, counts.sets, counts.members
+        )?;
+        writeln!(
+            f,
+            "budget      {} of {} members; {} of {} profiles laid out apart",
+            counts.members, counts.member_budget, counts.profiles_apart, counts.profiles
         )?;
         let heard = self.watches.iter().map(|watch| {
             let WatchReport {

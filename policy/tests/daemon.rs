@@ -27,7 +27,7 @@ use selvage_policy_core::model::{NamespaceName, PolicyKey};
 use selvage_policy_core::observe::Observed;
 use selvage_policy_core::ruleset::{Family, VethPrefix};
 use selvage_policy_core::{api, convert};
-use selvage_tests::{Flow, Node, Outcome, Pod, Protocol, connect, probe, run};
+use selvage_tests::{Flow, Node, Outcome, Pod, Protocol, connect, probe, run, send_from};
 use serde_json::{Value, from_value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
@@ -57,11 +57,13 @@ macro_rules! on_both_backends {
 on_both_backends![
     packets_obey_a_policy_and_its_deletion,
     a_restart_finds_everything_right_and_rewrites_nothing,
+    a_rule_replaced_in_place_while_no_agent_ran_is_found_at_the_next_start,
     what_somebody_removed_is_back_long_before_the_next_look,
     an_established_flow_ends_with_the_policy_that_forbids_it_and_an_allowed_one_goes_on,
     cleanup_refuses_while_an_instance_enforces_and_then_removes_everything,
     rules_of_the_other_backend_go_once_ours_are_in_force,
     a_denied_packet_is_logged_with_its_pods_and_policies,
+    a_packet_that_no_policy_denies_is_logged_with_why_it_is_dropped,
     a_bundle_shows_what_is_wanted_and_what_is_found,
 ];
 
@@ -148,6 +150,7 @@ impl Cluster {
             deny_log: self.deny_log,
             apply_gap: Duration::from_millis(50),
             resync,
+            member_budget: 1_000_000,
             metrics_address: None,
             kubeconfig: None,
             endpoint_status_dir: None,
@@ -160,7 +163,7 @@ impl Cluster {
         let running = self.runtime.spawn(daemon::run(
             config,
             Told(told),
-            NodeKernel::new(Some(backend)),
+            NodeKernel::new(Some(backend)).recording(&self.run_dir()),
             Arc::clone(&metrics),
             Arc::new(Notify::new()),
             events::channel_of("node-1".to_owned(), metrics).0,
@@ -339,6 +342,32 @@ fn a_restart_finds_everything_right_and_rewrites_nothing(backend: Backend) -> Re
     Ok(())
 }
 
+fn a_rule_replaced_in_place_while_no_agent_ran_is_found_at_the_next_start(
+    backend: Backend,
+) -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    cluster.policy("deny", deny_b())?;
+    cluster.start(backend, DEADLINE)?;
+    let report = cluster.status_when(|report| report.ready.ok && report.enforced.is_some())?;
+    let pods = report.enforced.unwrap_or_default().pods;
+    let chain = pods[1].ingress.clone().context("b is isolated")?;
+    cluster.stop()?;
+    let before = observed(backend)?;
+    // The only rule before the marker, which stays.
+    run(&format!(
+        "iptables-{backend} -w 5 -t mangle -R {chain} 1 -j RETURN"
+    ))?;
+    assert_eq!(observed(backend)?, before, "marker and count are the same");
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Reached);
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok && report.phase == Phase::Enforcing)?;
+    assert_eq!(probe(&a, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    Ok(())
+}
+
 fn what_somebody_removed_is_back_long_before_the_next_look(backend: Backend) -> Result<()> {
     let mut cluster = Cluster::new()?;
     let a = cluster.pod("a", A)?;
@@ -497,6 +526,70 @@ fn a_denied_packet_is_logged_with_its_pods_and_policies(backend: Backend) -> Res
     let counted = "selvage_policy_denials_logged_total{direction=\"ingress\"} 1\n";
     assert!(metrics.contains(counted), "{metrics}");
     Ok(())
+}
+
+fn a_packet_that_no_policy_denies_is_logged_with_why_it_is_dropped(backend: Backend) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(|| recent::Log)
+        .init();
+    let mut cluster = Cluster::new()?;
+    cluster.deny_log = Some(denials::Settings {
+        group: 95,
+        per_second: 10,
+    });
+    let a = cluster.pod("a", A)?;
+    let b = cluster.pod("b", B)?;
+    let _server = b.serve(Protocol::Tcp, PORT)?;
+    cluster.start(backend, DEADLINE)?;
+    cluster.status_when(|report| report.ready.ok)?;
+    let logged = |why: &str, words: &[&str]| -> Result<()> {
+        let line = eventually(why, || {
+            let log = ask_text(&cluster.socket(), "log")?;
+            let why = format!("why=\"{why}\"");
+            let line = log.lines().find(|line| line.contains(&why));
+            Ok(line.map(str::to_owned))
+        })?;
+        for word in words {
+            ensure!(line.contains(word), "no {word} in {line}");
+        }
+        let metrics = ask_text(&cluster.socket(), "metrics")?;
+        let counter = format!("selvage_policy_drops_logged_total{{why=\"{why}\"}} ");
+        let counted = metrics.lines().find_map(|line| line.strip_prefix(&counter));
+        ensure!(counted.is_some_and(|count| count != "0"), "{metrics}");
+        Ok(())
+    };
+    eventually("the log", || {
+        let log = ask_text(&cluster.socket(), "log")?;
+        Ok(log.contains("denied packets are logged").then_some(()))
+    })?;
+    let stranger = cluster
+        .node
+        .endpoint("eni00000000001", Ipv4Addr::new(10, 40, 0, 99))?;
+    assert_eq!(probe(&stranger, &b, Protocol::Tcp, PORT), Outcome::Dropped);
+    logged(
+        "unknown-interface",
+        &[
+            "interface_in=\"eni00000000001\"",
+            "source=10.40.0.99",
+            "destination_pod=\"default/b\"",
+            "port=8080",
+        ],
+    )?;
+    send_from(&a, Ipv4Addr::new(10, 40, 0, 77), SocketAddrV4::new(B, PORT))?;
+    let interface = format!("interface_in=\"{}\"", a.interface());
+    logged(
+        "wrong-source",
+        &[&interface, "source=10.40.0.77", "protocol=\"udp\""],
+    )?;
+    let mut flow = connect(&a, SocketAddrV4::new(B, PORT))?;
+    ensure!(flow.passes()?);
+    run("conntrack -D -p tcp")?;
+    ensure!(!flow.passes()?, "no flow that conntrack knows");
+    logged(
+        "no-flow",
+        &["source_pod=\"default/a\"", "destination_pod=\"default/b\""],
+    )
 }
 
 fn a_bundle_shows_what_is_wanted_and_what_is_found(backend: Backend) -> Result<()> {

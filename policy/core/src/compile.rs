@@ -16,6 +16,7 @@
 //! trees end in RETURN, since other interfaces' names begin so too.
 
 mod dispatch;
+pub mod drops;
 mod guard;
 pub(crate) mod profile;
 mod source;
@@ -30,6 +31,7 @@ use crate::ruleset::{
     Rule, Ruleset, Set, SetKind, VethPrefix, guard_set,
 };
 use dispatch::{Leaf, Leaves, Tree};
+use drops::DropReason;
 
 /// Compiles everything for one family, and ends what [`crate::index::Delta::recompile`] asked for.
 ///
@@ -68,13 +70,13 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
     let veths = settings.prefix.any();
     let mut chains = BTreeMap::new();
     if settings.source_check {
-        source::grow(&veths, family, &mut chains);
+        source::grow(&veths, family, settings.deny_log, &mut chains);
     }
     let profile_chains = index
         .entries()
         .map(|(profile, chain)| (profile, chain.clone()))
         .collect();
-    let guards = guard::rules(family, settings.drop_invalid);
+    let guards = guard::rules(family, settings);
     let mut forward = vec![
         Rule {
             matches: vec![Match::State(FlowState::Established)],
@@ -91,7 +93,15 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
     ];
     for tree in [Tree::From, Tree::To] {
         let leaves = leaves(index, tree, &profile_chains, false);
-        dispatch::grow(tree, &settings.prefix, &leaves, &guards, &mut chains);
+        let stranger = DropReason::UnknownInterface.action(settings.deny_log);
+        dispatch::grow(
+            tree,
+            &settings.prefix,
+            &leaves,
+            &guards,
+            &stranger,
+            &mut chains,
+        );
     }
     for tree in [Tree::BranchFrom, Tree::BranchTo] {
         let leaves = leaves(index, tree, &profile_chains, true);
@@ -103,7 +113,8 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
             matches: vec![tree.at(branch.any())],
             action: Action::Jump(tree.root()),
         });
-        dispatch::grow(tree, &branch, &leaves, &[], &mut chains);
+        // Of those whose name begins as a branch ENI pod's does we can't say that they are a pod's.
+        dispatch::grow(tree, &branch, &leaves, &[], &Action::Return, &mut chains);
         chains.insert(
             guard::chain_name(),
             Chain::ending_in(Action::Return, guards.clone()),
@@ -113,6 +124,7 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
         name("selvage-forward"),
         Chain::ending_in(Action::Return, forward),
     );
+    drops::grow(family, settings.deny_log, &mut chains);
     chains
 }
 

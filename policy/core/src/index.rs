@@ -102,6 +102,12 @@ impl Index {
         self.active.member_use()
     }
 
+    /// Whether a profile is laid out apart, for the budget's sake, as of the last settling.
+    #[must_use]
+    pub fn is_apart(&self, profile: &Profile) -> bool {
+        self.active.is_apart(profile)
+    }
+
     /// Takes in one event and says what follows from it.
     ///
     /// *Cost*: a pod, linear in the selectors in use that insist on a label or namespace of its own;

@@ -97,6 +97,13 @@ pub(crate) fn rule_text(rule: &Rule) -> String {
             )
             .expect("a String takes any text");
         }
+        Action::Renew { set, seconds } => {
+            write!(
+                text,
+                "-j SET --add-set {set} src,src,dst --exist --timeout {seconds}"
+            )
+            .expect("a String takes any text");
+        }
         Action::Jump(chain) => {
             write!(text, "-j {chain}").expect("a String takes any text");
         }

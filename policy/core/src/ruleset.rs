@@ -172,6 +172,11 @@ pub fn guard_set(family: Family) -> SetName {
     SetName::new(name).expect("a constant")
 }
 
+/// For how long the answering side of a flow that was cut must not speak first, from when it last
+/// tried: longer than the kernel keeps a UDP flow that both sides spoke in
+/// (`nf_conntrack_udp_timeout_stream`, 120 s), which it would be.
+pub const GUARD_SECONDS: u32 = 300;
+
 /// A set and everything in it.
 ///
 /// *Shape*: every member is of the ruleset's family and of `kind`'s shape. May be empty: a set

@@ -88,7 +88,7 @@ pub(crate) fn walk(ground: &impl Ground, start: &ChainName, packet: &Packet) -> 
             match &rule.action {
                 Action::Return => return Walked::Returned,
                 Action::Drop => return Walked::Dropped,
-                Action::Log { .. } => {}
+                Action::Log { .. } | Action::Renew { .. } => {}
                 Action::Goto(next) => {
                     name = next;
                     continue 'chain;

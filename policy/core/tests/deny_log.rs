@@ -4,7 +4,10 @@
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod cluster;
 
+use std::collections::BTreeSet;
+
 use selvage_policy_core::compile::compile;
+use selvage_policy_core::compile::drops::DropReason;
 use selvage_policy_core::index::{Event, Index, Settings};
 use selvage_policy_core::observe::Observed;
 use selvage_policy_core::plan::plan;
@@ -39,8 +42,8 @@ fn ruleset(deny_log: Option<u16>) -> Ruleset {
 }
 
 #[test]
-fn what_a_profile_denies_is_logged_under_its_chains_name_and_nothing_else_is() {
-    let mut profiles = 0;
+fn what_is_dropped_is_logged_under_its_chains_name_and_nothing_else_is() {
+    let (mut profiles, mut reasons) = (0, BTreeSet::new());
     for (name, chain) in &ruleset(Some(95)).chains {
         let logs: Vec<_> = chain
             .rules()
@@ -48,11 +51,17 @@ fn what_a_profile_denies_is_logged_under_its_chains_name_and_nothing_else_is() {
             .enumerate()
             .filter(|(_, rule)| matches!(rule.action, Action::Log { .. }))
             .collect();
-        if !name.as_str().starts_with("selvage-i-") && !name.as_str().starts_with("selvage-e-") {
+        if let Some(reason) = DropReason::of_label(name.as_str()) {
+            reasons.insert(reason);
+        } else if name.as_str().starts_with("selvage-i-") || name.as_str().starts_with("selvage-e-")
+        {
+            profiles += 1;
+        } else {
             assert!(logs.is_empty(), "{name} judges nobody");
+            let drops = chain.rules().iter().filter(|it| it.action == Action::Drop);
+            assert_eq!(drops.count(), 0, "{name} drops without a word");
             continue;
         }
-        profiles += 1;
         let [(position, rule)] = logs.as_slice() else {
             panic!("{name}: {logs:?}");
         };
@@ -67,6 +76,7 @@ fn what_a_profile_denies_is_logged_under_its_chains_name_and_nothing_else_is() {
         );
     }
     assert_eq!(profiles, 2);
+    assert_eq!(reasons, DropReason::ALL.into());
 }
 
 #[test]
@@ -81,7 +91,7 @@ fn the_log_is_one_more_rule_in_the_restore_input_and_absent_when_off() {
         .filter(|line| line.contains("NFLOG"))
         .map(str::to_owned)
         .collect();
-    assert_eq!(lines.len(), 2);
+    assert_eq!(lines.len(), 2 + DropReason::ALL.len());
     for line in lines {
         let chain = line.split(' ').nth(1).unwrap();
         let rule = format!("-A {chain} -j NFLOG --nflog-group 95 --nflog-prefix {chain}");

@@ -119,6 +119,10 @@ impl Kernel {
                 Action::Jump(chain) | Action::Goto(chain) => {
                     assert!(self.chains.contains_key(chain), "{chain} is missing");
                 }
+                Action::Renew { set, .. } => {
+                    let there = self.sets.get(set).map(|set| set.kind);
+                    assert_eq!(there, Some(SetKind::Guard), "{set} is missing");
+                }
                 Action::Return | Action::Drop | Action::Log { .. } => {}
             }
             for condition in &rule.matches {
@@ -365,12 +369,14 @@ fn what_is_left_over_is_emptied_unhooked_and_deleted_in_a_batch_of_its_own() {
     let rendered = render(&plan(&Ruleset::empty(Family::V4), &have));
     assert_eq!(rendered.apply, None);
     let want = "*mangle
+:selvage-d-cut-flow - [0:0]
 :selvage-forward - [0:0]
 :selvage-from - [0:0]
 :selvage-source - [0:0]
 :selvage-to - [0:0]
 -D FORWARD -j selvage-forward
 -D PREROUTING -j selvage-source
+-X selvage-d-cut-flow
 -X selvage-forward
 -X selvage-from
 -X selvage-source

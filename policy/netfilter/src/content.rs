@@ -1,6 +1,7 @@
 //! What table `mangle` holds of ours, whichever backend keeps it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use selvage_policy_core::observe::{ChainState, HookState};
@@ -13,12 +14,28 @@ pub(crate) const BASES: [BaseChain; 2] = [BaseChain::Prerouting, BaseChain::Forw
 pub(crate) const TABLE: &str = "mangle";
 
 /// A hash of a chain's rules as the kernel keeps them: conditions, verdicts, set indexes and
-/// comments, no counters. It compares two readings of one kernel and means nothing elsewhere.
+/// comments, no counters. It compares two readings of one kernel and means nothing elsewhere, nor
+/// to a program that another compiler's library made: that takes all chains for changed, once.
 ///
 /// A set's index is part of it. That is no noise: a set that a rule refers to can be neither
 /// destroyed nor renamed, and swapping exchanges contents under the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint(u64);
+
+impl Fingerprint {
+    /// Reads what `Display` writes.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u64::from_str_radix(text, 16).ok()?;
+        digits.then_some(Self(number))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
 
 /// A fingerprint being taken. Each part is told from the next by its length.
 #[derive(Debug, Clone, Default)]

@@ -15,6 +15,7 @@ use crate::iptables::{Backend, restore};
 use crate::legacy;
 use crate::memory::Memory;
 use crate::nftables::{Generation, Nftables};
+use crate::record::Record;
 use crate::socket::Nfnetlink;
 
 /// The families, in the order in which they are cleaned.
@@ -31,6 +32,8 @@ pub struct Kernel {
     nft: Nftables,
     /// Rules in `backend` as this one left them, by family.
     memory: BTreeMap<Family, Memory>,
+    /// What an earlier process knew of them, where that is known.
+    earlier: Option<Record>,
 }
 
 /// Where the rules stood when a plan was begun, and what it has committed since by the tool.
@@ -88,7 +91,25 @@ impl Kernel {
             sets: IpSets::open(patience)?,
             nft: Nftables::new(Nfnetlink::open(patience)?),
             memory: BTreeMap::new(),
+            earlier: None,
         })
+    }
+
+    /// Believes of the chains that are there only those that an earlier process recorded; the others
+    /// are reported without their marker, and so written again. Without this the marker is believed.
+    pub fn believe(&mut self, earlier: Record) {
+        self.earlier = Some(earlier);
+    }
+
+    /// How our chains are held, as far as that is known for certain, for a later process.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        let families = self.memory.iter();
+        let chains = families.flat_map(|(family, memory)| {
+            let chains = memory.certain();
+            chains.map(|(name, fingerprint)| (*family, name.clone(), fingerprint))
+        });
+        Record::new(self.backend, chains)
     }
 
     /// The backend that plans are applied to.
@@ -113,7 +134,10 @@ impl Kernel {
     pub fn observe(&mut self, family: Family) -> Result<Observed, Error> {
         let (found, generation) = self.rules(self.backend, family)?;
         let memory = self.memory.entry(family).or_default();
-        let chains = memory.learn(&found, generation);
+        let (backend, earlier) = (self.backend, self.earlier.as_ref());
+        let chains = memory.learn(&found, generation, &|name, fingerprint| {
+            earlier.is_none_or(|record| record.holds(backend, family, name, fingerprint))
+        });
         let hooks = found.hooks.into_iter().map(|hook| hook.state).collect();
         let mut sets = BTreeMap::new();
         for header in self.sets.list()? {

@@ -49,6 +49,7 @@ mod memory;
 mod message;
 pub mod nflog;
 mod nftables;
+mod record;
 pub mod routes;
 mod socket;
 mod watch;
@@ -61,6 +62,7 @@ pub use error::{Error, Refusal};
 pub use iptables::{Backend, saved_tables};
 pub use ipvs::ipvs_in_use;
 pub use kernel::{Cleaned, Kernel, Step};
+pub use record::Record;
 pub use watch::{Pace, Suspect, Watcher};
 
 /// Waits for something that the kernel does by itself and tells nobody about.

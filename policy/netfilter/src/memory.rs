@@ -3,7 +3,7 @@
 //! The plan compares names, markers and counts. A rule replaced in place, its chain's marker kept,
 //! shows only in the [`Fingerprint`] of the chain, taken right after it was written; it counts as
 //! taken in time when nobody else committed in between. Chains that an earlier process wrote are
-//! believed once, by their marker.
+//! believed once: by its [`crate::Record`] where there is one, else by their marker.
 
 use std::collections::BTreeMap;
 
@@ -86,17 +86,26 @@ impl Memory {
 
     /// Learns a reading that a plan is going to be made from, and returns the chains in it. One
     /// that is not as it was left has lost its marker in the answer, so that it is written again.
+    /// `earlier` says whether one that is not known was left so by an earlier process.
     pub(crate) fn learn(
         &mut self,
         found: &Found,
         generation: Option<Generation>,
+        earlier: &dyn Fn(&ChainName, Fingerprint) -> bool,
     ) -> BTreeMap<ChainName, ChainState> {
         let mut chains = BTreeMap::new();
         let mut states = BTreeMap::new();
         for (name, chain) in &found.chains {
             let mut state = chain.state.clone();
             let known = match self.chains.remove(name) {
-                None => Known::Is(chain.fingerprint, state.marker.clone()),
+                None if earlier(name, chain.fingerprint) => {
+                    Known::Is(chain.fingerprint, state.marker.clone())
+                }
+                None => Known::Doubtful {
+                    read: None,
+                    times: 0,
+                    before: None,
+                },
                 Some(known) => known,
             };
             if !known.shows(chain.fingerprint) && state.marker.take().is_some() {
@@ -109,6 +118,14 @@ impl Memory {
         self.hooks = hooks(found);
         self.generation = generation;
         states
+    }
+
+    /// The chains that are known for certain, and what they should be.
+    pub(crate) fn certain(&self) -> impl Iterator<Item = (&ChainName, Fingerprint)> {
+        self.chains.iter().filter_map(|(name, known)| match known {
+            Known::Is(fingerprint, _) => Some((name, *fingerprint)),
+            Known::Doubtful { .. } => None,
+        })
     }
 
     /// Whether a reading shows what was left.
@@ -229,7 +246,23 @@ mod tests {
     }
 
     fn marked(memory: &mut Memory, found: &Found) -> bool {
-        memory.learn(found, None)[&name()].marker.is_some()
+        memory.learn(found, None, &|_, _| true)[&name()]
+            .marker
+            .is_some()
+    }
+
+    #[test]
+    fn what_an_earlier_process_left_is_believed_when_it_is_still_so() {
+        let left = reading(b"drop", false);
+        let fingerprint = left.chains[&name()].fingerprint;
+        let believes = |found: &Found| {
+            let mut memory = Memory::default();
+            let earlier = |_: &ChainName, found| found == fingerprint;
+            let chains = memory.learn(found, None, &earlier);
+            (chains[&name()].marker.is_some(), memory.certain().count())
+        };
+        assert_eq!(believes(&left), (true, 1));
+        assert_eq!(believes(&reading(b"accept", false)), (false, 0));
     }
 
     #[test]

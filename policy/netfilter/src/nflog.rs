@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rtnetlink::sys::Socket;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 pub use header::{Header, parse_header};
 
@@ -184,6 +185,19 @@ fn parse(attributes: Attributes<'_>) -> Logged<'_> {
         interface_out: attributes.u32(INTERFACE_OUT),
         header: attributes.find(PAYLOAD).and_then(parse_header),
     }
+}
+
+/// The name of an interface of the calling thread's network namespace, by its number; `None` when
+/// it is gone.
+#[must_use]
+pub fn interface_name(index: u32) -> Option<String> {
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    rustix::net::netdevice::index_to_name(socket.ok()?, index).ok()
 }
 
 /// The logged packets in a datagram, whoever made it up: what [`Nflog::receive`] rests on.

@@ -118,6 +118,11 @@ impl<D: Dataplane> Enforcing<D> {
                     self.hands.start(Job::Inspect(suspects));
                     continue;
                 }
+                Due::Tell => {
+                    self.node.pending.begin_telling();
+                    self.hands.start(Job::Tell(endpoints(&self.node)));
+                    continue;
+                }
                 Due::At(when) => Some(when),
                 Due::Never => None,
             };

@@ -74,9 +74,19 @@ impl Node {
                 Event::Routes {
                     interface,
                     addresses,
-                } => (!addresses.is_empty()).then(|| interface.clone()),
-                Event::PodApplied(_)
-                | Event::PodDeleted(..)
+                } => {
+                    if self.index.knows(interface) {
+                        self.pending.moved();
+                    }
+                    (!addresses.is_empty()).then(|| interface.clone())
+                }
+                Event::PodApplied(pod) => {
+                    if pod.node.as_ref() == Some(&self.index.settings().node) {
+                        self.pending.moved();
+                    }
+                    None
+                }
+                Event::PodDeleted(..)
                 | Event::NamespaceApplied(_)
                 | Event::NamespaceDeleted(_)
                 | Event::PolicyApplied(_)
@@ -163,6 +173,10 @@ impl Node {
         let now = Instant::now();
         let (work, result, took) = match finished {
             Finished::Work { work, result, took } => (work, result, took),
+            Finished::Told => {
+                self.pending.told();
+                return Ok(());
+            }
             Finished::Inspected(found) => {
                 self.inspected(found, now);
                 return Ok(());
@@ -280,6 +294,7 @@ impl Node {
         } else {
             debug!(work, changed = done.changed, ?took, "kernel is right");
         }
+        self.tell_budget(&counts);
         self.status.send_modify(|status| {
             if status.failing.take().is_some() && !contested {
                 info!("kernel work succeeds again");
@@ -298,8 +313,35 @@ impl Node {
         });
     }
 
+    /// Tells when profiles have outgrown the budget, or fit again.
+    fn tell_budget(&self, counts: &Counts) {
+        let Counts {
+            members,
+            member_budget,
+            profiles,
+            profiles_apart,
+            ..
+        } = *counts;
+        let before = self.status.borrow().counts.profiles_apart;
+        if profiles_apart > before {
+            warn!(
+                members,
+                member_budget,
+                profiles,
+                profiles_apart,
+                "member budget: profiles are laid out apart, a first packet of theirs costs more"
+            );
+        } else if profiles_apart < before {
+            info!(
+                members,
+                member_budget, profiles, profiles_apart, "member budget: profiles are folded again"
+            );
+        }
+    }
+
     fn counts(&mut self, done: &Done) -> Counts {
         let known = self.index.counts();
+        let budget = self.index.member_use();
         let rejected = self.rejected.len() as u64;
         Counts {
             namespaces: known.namespaces as u64,
@@ -312,6 +354,9 @@ impl Node {
             rules: done.held.rules,
             sets: done.held.sets,
             members: done.held.members,
+            member_budget: budget.budget as u64,
+            profiles: budget.profiles as u64,
+            profiles_apart: budget.apart as u64,
         }
     }
 }

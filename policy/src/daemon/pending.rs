@@ -27,9 +27,13 @@ pub(super) fn growing(first: Duration, tries: u32, longest: Duration) -> Duratio
         .min(longest)
 }
 
-/// So many repairs may follow each other without a pause; a fight with somebody who undoes them
-/// gets slower.
+/// So many repairs may follow each other without a pause, and one more for each [`PAID`] since; a
+/// fight with somebody who undoes them gets slower.
 const REPAIRS_FREE: u32 = 5;
+
+/// What somebody changes now and then is repaired at once however long that goes on: a hole is
+/// dearer than a repair in two seconds.
+const PAID: Duration = Duration::from_secs(2);
 
 /// After so long without a repair, the next one is a first one.
 const CALM: Duration = Duration::from_secs(60);
@@ -45,6 +49,8 @@ pub(super) enum Due {
     Now(Work),
     /// A look at what is suspected, now.
     Inspect,
+    /// The files of this node's pods, now: rules of all of them are in the kernel.
+    Tell,
     /// Something, at that time and not before.
     At(Instant),
     /// Nothing until something happens.
@@ -64,6 +70,8 @@ pub(super) struct Pending {
     /// How the rules that are under way, or were last, are compared.
     looked: Look,
     members: MemberChanges,
+    /// Whether a pod of this node may have other addresses, of which files tell.
+    moved: bool,
     /// Whether work is under way.
     busy: bool,
     /// When the burst will have been paid for, at one gap a write.
@@ -87,6 +95,7 @@ impl Pending {
             look: Look::Afresh,
             looked: Look::Afresh,
             members: MemberChanges::new(),
+            moved: false,
             busy: false,
             paid: None,
             not_before: None,
@@ -119,6 +128,11 @@ impl Pending {
         }
     }
 
+    /// A pod of this node may have other addresses than its file says.
+    pub(super) fn moved(&mut self) {
+        self.moved = true;
+    }
+
     /// Asks for everything to be compared with what is really there.
     pub(super) fn look_afresh(&mut self) {
         self.rules = true;
@@ -147,6 +161,9 @@ impl Pending {
 
     /// What is due when nothing has changed on our side.
     fn due_beside(&self, now: Instant) -> Due {
+        if self.moved {
+            return Due::Tell;
+        }
         let repair = (!self.suspects.is_empty()).then(|| self.repairs.not_before.unwrap_or(now));
         match (repair, self.sweep) {
             (Some(when), _) if when <= now => Due::Inspect,
@@ -191,6 +208,7 @@ impl Pending {
         self.rules = false;
         self.paid = Some(self.paid.unwrap_or(now).max(now) + self.gap);
         self.members.clear();
+        self.moved = false;
         if self.sweep.is_some_and(|sweep| sweep <= now) {
             self.look = Look::Afresh;
         }
@@ -205,6 +223,17 @@ impl Pending {
     pub(super) fn begin_members(&mut self) -> MemberChanges {
         self.busy = true;
         std::mem::take(&mut self.members)
+    }
+
+    /// Files are brought up to date now.
+    pub(super) fn begin_telling(&mut self) {
+        self.busy = true;
+        self.moved = false;
+    }
+
+    /// They are, or whoever waits for one goes on waiting.
+    pub(super) fn told(&mut self) {
+        self.busy = false;
     }
 
     /// The kernel is right.
@@ -242,6 +271,8 @@ impl Pending {
 struct Repairs {
     count: u32,
     last: Option<Instant>,
+    /// When all of them will have been paid for, at one in [`PAID`].
+    paid: Option<Instant>,
     /// Suspicions are not looked at before.
     not_before: Option<Instant>,
 }
@@ -259,7 +290,10 @@ impl Repairs {
     fn count(&mut self, now: Instant) -> u32 {
         self.count = self.lately(now).saturating_add(1);
         self.last = Some(now);
-        let pause = match self.count {
+        let paid = self.paid.map_or(now, |paid| paid.max(now)) + PAID;
+        self.paid = Some(paid);
+        let owed = paid.saturating_duration_since(now).as_millis() / PAID.as_millis();
+        let pause = match u32::try_from(owed).unwrap_or(u32::MAX) {
             ..=REPAIRS_FREE => Duration::ZERO,
             more => growing(PAUSE_FIRST, more - REPAIRS_FREE, PAUSE_MAX),
         };
@@ -324,7 +358,7 @@ mod tests {
                     writes += 1;
                 }
                 Due::At(_) => return writes,
-                other @ (Due::Now(Work::Members) | Due::Inspect | Due::Never) => {
+                other @ (Due::Now(Work::Members) | Due::Inspect | Due::Tell | Due::Never) => {
                     panic!("{other:?}")
                 }
             }
@@ -389,6 +423,24 @@ mod tests {
         let change = changes.values().next().unwrap();
         assert_eq!(change.add, [member("10.0.0.3/32")].into());
         assert!(change.remove.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_moves_needs_no_rules_but_its_file_waits_for_those_that_are_due() {
+        let mut pending = Pending::new(GAP);
+        let now = Instant::now();
+        pending.moved();
+        assert_eq!(pending.due(now), Due::Tell);
+        pending.begin_telling();
+        assert_eq!(pending.due(now), Due::Never, "work is under way");
+        pending.told();
+        assert_eq!(pending.due(now), Due::Never);
+        pending.moved();
+        pending.add(recompile());
+        assert_eq!(pending.due(now), Due::Now(Work::Rules));
+        pending.begin_rules(now);
+        pending.succeeded();
+        assert_eq!(pending.due(now), Due::Never);
     }
 
     #[tokio::test(start_paused = true)]
@@ -461,7 +513,7 @@ mod tests {
         let mut pending = Pending::new(GAP);
         let mut now = Instant::now();
         let mut pauses = Vec::new();
-        for time in 1..=REPAIRS_FREE + 12 {
+        for time in 1..=REPAIRS_FREE + 24 {
             pending.suspect(Suspect::Sets);
             match pending.due(now) {
                 Due::Inspect => pauses.push(Duration::ZERO),
@@ -470,7 +522,7 @@ mod tests {
                     now = when;
                     assert_eq!(pending.due(now), Due::Inspect);
                 }
-                other @ (Due::Now(_) | Due::Never) => panic!("{other:?}"),
+                other @ (Due::Now(_) | Due::Tell | Due::Never) => panic!("{other:?}"),
             }
             assert_eq!(pending.begin_inspection(), [Suspect::Sets].into());
             assert_eq!(pending.inspected(true, now), time);
@@ -480,11 +532,10 @@ mod tests {
             pending.succeeded();
         }
         assert_eq!(pauses[..REPAIRS_FREE as usize], [Duration::ZERO; 5]);
-        assert!(pauses.is_sorted(), "{pauses:?}");
+        let late: Duration = pauses[pauses.len() - 12..].iter().sum();
         assert!(
-            pauses
-                .last()
-                .is_some_and(|last| *last > PAUSE_MAX - 2 * GAP)
+            late > 12 * PAID / 2 && late < 12 * PAID * 2,
+            "about one in {PAID:?}: {pauses:?}"
         );
         now += CALM;
         assert_eq!(pending.fought(now), 0);
@@ -493,6 +544,21 @@ mod tests {
         pending.begin_inspection();
         assert_eq!(pending.inspected(false, now), 0);
         assert_eq!(pending.due(now), Due::Never, "nothing was changed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_somebody_changes_now_and_then_is_looked_at_at_once_however_long_it_goes_on() {
+        let mut pending = Pending::new(GAP);
+        let mut now = Instant::now();
+        for time in 1..=50 {
+            pending.suspect(Suspect::Sets);
+            assert_eq!(pending.due(now), Due::Inspect, "{time}");
+            pending.begin_inspection();
+            assert_eq!(pending.inspected(true, now), time, "and it is told");
+            pending.begin_rules(now);
+            pending.succeeded();
+            now += PAID;
+        }
     }
 
     #[tokio::test(start_paused = true)]

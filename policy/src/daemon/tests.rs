@@ -155,6 +155,7 @@ impl Fixture {
             deny_log: None,
             apply_gap: Duration::from_millis(50),
             resync: Duration::from_secs(60),
+            member_budget: 1_000_000,
             metrics_address: None,
             kubeconfig: None,
             endpoint_status_dir: Some(folder.path().join("endpoint-status")),
@@ -561,5 +562,35 @@ async fn a_pods_file_is_there_once_its_rules_are_in_force_and_gone_with_the_pod(
         .status_when(|status| status.counts.local_pods == 0)
         .await;
     assert!(!file.exists());
+    daemon.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_file_follows_an_address_that_changes_by_route_alone() {
+    let mut daemon = Fixture::start();
+    daemon.sync().await;
+    daemon.rules().await;
+    daemon.status_when(|status| status.ready.ok).await;
+    let interface = VethPrefix::default().veth("shop", "web").to_string();
+    daemon
+        .tell(Event::Routes {
+            interface,
+            addresses: ["10.9.9.9".parse().unwrap()].into(),
+        })
+        .await;
+    let file = daemon
+        .folder
+        .path()
+        .join("endpoint-status/k8s shop%2Fweb eth0");
+    // Files are written on a thread of their own, for which a paused clock doesn't wait.
+    let started = std::time::Instant::now();
+    loop {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        if text.contains("10.9.9.9/32") {
+            break;
+        }
+        assert!(started.elapsed().as_secs() < 20, "{text}");
+        tokio::task::yield_now().await;
+    }
     daemon.end().await;
 }

@@ -116,15 +116,17 @@ mod tests {
     use selvage_policy_core::model::Direction;
     use tokio::sync::mpsc::{Receiver, channel};
 
+    use super::super::Why;
     use super::*;
 
     fn packet(number: u32) -> Denied {
         Denied {
-            direction: Direction::Ingress,
+            why: Why::Policy(Direction::Ingress),
             source: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + number)),
             destination: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1)),
             protocol: 6,
             port: Some(80),
+            interfaces: (None, None),
         }
     }
 

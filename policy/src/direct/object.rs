@@ -8,7 +8,7 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use selvage_policy_core::api;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -88,6 +88,18 @@ struct Head {
     resource_version: Option<String>,
 }
 
+impl From<Head> for ObjectMeta {
+    fn from(head: Head) -> Self {
+        Self {
+            name: head.name,
+            namespace: head.namespace,
+            uid: head.uid,
+            resource_version: head.resource_version,
+            ..Self::default()
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Headed {
@@ -99,26 +111,30 @@ impl<'de, T: Watched> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // As text first: most of an object is not for us, and skipped without being taken apart.
         let text = Box::<RawValue>::deserialize(deserializer)?;
-        Self::read(text.get()).map_err(D::Error::custom)
+        Ok(Self::read(text.get()))
     }
 }
 
 impl<T: Watched> Object<T> {
-    fn read(text: &str) -> serde_json::Result<Self> {
-        let head = serde_json::from_str::<Headed>(text);
-        if let (Ok(Headed { metadata }), Ok(content)) = (head, serde_json::from_str(text)) {
-            return Ok(Self {
-                meta: ObjectMeta {
-                    name: metadata.name,
-                    namespace: metadata.namespace,
-                    uid: metadata.uid,
-                    resource_version: metadata.resource_version,
-                    ..ObjectMeta::default()
-                },
-                content: Ok(content),
-            });
-        }
-        let json: Value = serde_json::from_str(text)?;
+    fn read(text: &str) -> Self {
+        let head = serde_json::from_str::<Headed>(text).map(|headed| headed.metadata);
+        let error = match (&head, serde_json::from_str(text)) {
+            (Ok(_), Ok(content)) => {
+                let meta = head.unwrap_or_default().into();
+                let content = Ok(content);
+                return Self { meta, content };
+            }
+            (Err(error), Ok(_)) => error.to_string(),
+            (Ok(_) | Err(_), Err(error)) => error.to_string(),
+        };
+        // Not even a value: too deep, or a number that no type of ours holds.
+        let Ok(json) = serde_json::from_str::<Value>(text) else {
+            let json = Value::Null;
+            return Self {
+                meta: head.unwrap_or_default().into(),
+                content: Err(Box::new(Unreadable { error, json })),
+            };
+        };
         let field = |name: &str| {
             let found = json.get("metadata")?.get(name)?.as_str()?;
             Some(found.to_owned())
@@ -137,7 +153,7 @@ impl<T: Watched> Object<T> {
                 json,
             })
         });
-        Ok(Self { meta, content })
+        Self { meta, content }
     }
 }
 
@@ -215,6 +231,20 @@ mod tests {
         assert_eq!(objects[0].meta.resource_version.as_deref(), Some("1"));
         assert!(objects[0].content.is_err());
         assert!(objects[1].content.is_ok());
+    }
+
+    #[test]
+    fn json_that_no_value_holds_is_an_unreadable_object_and_stops_nothing() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for strange in ["1e999", deep.as_str()] {
+            let text = format!(
+                r#"[{{"metadata": {{"name": "bad"}}, "spec": {strange}}}, {{"metadata": {{"name": "good"}}}}]"#
+            );
+            let objects: Vec<Object<api::NetworkPolicy>> = serde_json::from_str(&text).unwrap();
+            assert_eq!(objects[0].name(), "bad", "{strange}");
+            assert!(objects[0].content.is_err(), "{strange}");
+            assert!(objects[1].content.is_ok(), "{strange}");
+        }
     }
 
     /// As kube reads a list and a watch.

@@ -112,6 +112,13 @@ definitions! {
     members: Gauge = plain("set_members",
         "Members of those sets",
         Gauge::default());
+    member_budget: Gauge = plain("member_budget",
+        "Members that those sets may have",
+        Gauge::default());
+    profiles: By<1, Gauge> = plain("profiles",
+        "Sets of policies that isolate pods of this node in a direction; those laid out apart have more rules and "
+        "fewer members, because the budget is not enough for all of them folded",
+        By::default());
     applies: By<2, Counter> = plain("applies",
         "Pieces of kernel work, by what was written and how it ended",
         By::default());
@@ -138,6 +145,9 @@ definitions! {
         histogram());
     denials: By<1, Counter> = plain("denials_logged",
         "Denied packets that are in the deny log",
+        By::default());
+    drops: By<1, Counter> = plain("drops_logged",
+        "Packets in the deny log that were dropped for another reason than policy, by why",
         By::default());
     denials_left_out: By<1, Counter> = plain("denials_left_out",
         "Denied packets that the deny log leaves out, by why",

@@ -50,6 +50,8 @@ pub struct ProfileReport {
     pub policies: Vec<String>,
     /// The sets that the chain matches on, all families.
     pub sets: BTreeSet<String>,
+    /// Whether it is laid out apart, with more rules and fewer members, for the member budget's sake.
+    pub apart: bool,
 }
 
 /// One set.
@@ -86,6 +88,7 @@ impl Enforced {
         let rulesets = rulesets(index);
         let chains = judges(&rulesets);
         let isolations = index.local_pods().clone();
+        let index = &*index;
         let mut profiles: BTreeMap<&ChainName, ProfileReport> = BTreeMap::new();
         let mut pods = Vec::new();
         for (pod, isolation) in &isolations {
@@ -95,7 +98,10 @@ impl Enforced {
                 let chain = chains.get(&(interface.clone(), profile.direction))?;
                 profiles
                     .entry(chain)
-                    .or_insert_with(|| report(chain, profile, &rulesets))
+                    .or_insert_with(|| ProfileReport {
+                        apart: index.is_apart(profile),
+                        ..report(chain, profile, &rulesets)
+                    })
                     .pods += 1;
                 Some(chain.to_string())
             };
@@ -159,6 +165,7 @@ fn report(chain: &ChainName, profile: &Profile, rulesets: &[Ruleset]) -> Profile
         pods: 0,
         policies: profile.policies.iter().map(ToString::to_string).collect(),
         sets: sets.collect(),
+        apart: false,
     }
 }
 
@@ -200,11 +207,16 @@ impl fmt::Display for Enforced {
         )?;
         table(
             f,
-            &["PROFILE", "PODS", "SETS", "POLICIES"],
+            &["PROFILE", "PODS", "SETS", "LAYOUT", "POLICIES"],
             self.profiles.iter().map(|profile| {
-                let sets = profile.sets.len().to_string();
-                let pods = profile.pods.to_string();
-                [profile.chain.clone(), pods, sets, some(&profile.policies)]
+                let layout = if profile.apart { "apart" } else { "folded" };
+                [
+                    profile.chain.clone(),
+                    profile.pods.to_string(),
+                    profile.sets.len().to_string(),
+                    layout.to_owned(),
+                    some(&profile.policies),
+                ]
             }),
         )?;
         table(
@@ -309,6 +321,19 @@ mod tests {
             .map(|set| (set.family.as_str(), set.members))
             .collect();
         assert_eq!(members, [("IPv4", 3), ("IPv6", 0)]);
+    }
+
+    #[test]
+    fn a_profile_that_the_budget_has_no_room_for_is_shown_as_laid_out_apart() {
+        let layouts = |index: &mut Index| -> Vec<bool> {
+            let enforced = Enforced::of(index);
+            enforced.profiles.iter().map(|it| it.apart).collect()
+        };
+        assert_eq!(layouts(&mut fixtures::shop()), [false]);
+        let mut tight = fixtures::shop().with_member_budget(2);
+        assert_eq!(layouts(&mut tight), [true]);
+        let text = Enforced::of(&mut tight).to_string();
+        assert!(text.contains("apart   shop/a, shop/b"), "{text}");
     }
 
     #[test]

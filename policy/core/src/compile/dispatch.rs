@@ -75,15 +75,6 @@ impl Tree {
         }
     }
 
-    /// What becomes of the packets of an interface that nobody told us about. Of those whose name
-    /// begins as a branch ENI pod's does we can't say that they are a pod's.
-    fn stranger(self) -> Action {
-        match self {
-            Self::From | Self::To => Action::Drop,
-            Self::BranchFrom | Self::BranchTo => Action::Return,
-        }
-    }
-
     /// Whether the guards must wait for the leaf.
     fn guards_at_leaves(self) -> bool {
         match self {
@@ -93,51 +84,74 @@ impl Tree {
     }
 }
 
-/// Adds a tree's chains, the root with `first` before all else. An interface with our prefix that
-/// nobody told us about gets nothing through.
+/// Adds a tree's chains, the root with `first` before all else. `stranger` is what becomes of the
+/// packets of an interface that nobody told us about.
 pub(super) fn grow(
     tree: Tree,
     prefix: &VethPrefix,
     leaves: &Leaves,
     first: &[Rule],
+    stranger: &Action,
     chains: &mut BTreeMap<ChainName, Chain>,
 ) {
     let leaves: Vec<(&Interface, &Leaf)> = leaves.iter().collect();
-    grow_from(tree, prefix, "", &leaves, first.to_vec(), chains);
+    let trunk = Trunk {
+        tree,
+        prefix,
+        stranger,
+    };
+    trunk.grow("", &leaves, first.to_vec(), chains);
 }
 
-/// The chain for the interfaces that begin with `digits`, and those below it.
-fn grow_from(
+/// What is the same all over a tree.
+#[derive(Clone, Copy)]
+struct Trunk<'a> {
     tree: Tree,
-    prefix: &VethPrefix,
-    digits: &str,
-    leaves: &[(&Interface, &Leaf)],
-    mut rules: Vec<Rule>,
-    chains: &mut BTreeMap<ChainName, Chain>,
-) {
-    if leaves.len() <= LEAVES_MAX {
-        for (interface, leaf) in leaves {
-            rules.extend(leaf_rules(tree, interface, leaf));
-        }
-    } else {
-        let depth = digits.len();
-        let next = |interface: &Interface| prefix.digits(interface).as_bytes()[depth];
-        // Sorted by name, so equal digits stand together.
-        for branch in leaves.chunk_by(|(a, _), (b, _)| next(a) == next(b)) {
-            match branch {
-                [(interface, leaf)] => rules.extend(leaf_rules(tree, interface, leaf)),
-                _ => {
-                    let digits = &prefix.digits(branch[0].0)[..=depth];
-                    rules.push(Rule {
-                        matches: vec![tree.at(prefix.beginning(digits))],
-                        action: Action::Goto(tree.chain(digits)),
-                    });
-                    grow_from(tree, prefix, digits, branch, Vec::new(), chains);
+    prefix: &'a VethPrefix,
+    stranger: &'a Action,
+}
+
+impl Trunk<'_> {
+    /// The chain for the interfaces that begin with `digits`, and those below it.
+    fn grow(
+        self,
+        digits: &str,
+        leaves: &[(&Interface, &Leaf)],
+        mut rules: Vec<Rule>,
+        chains: &mut BTreeMap<ChainName, Chain>,
+    ) {
+        let Self {
+            tree,
+            prefix,
+            stranger,
+        } = self;
+        if leaves.len() <= LEAVES_MAX {
+            for (interface, leaf) in leaves {
+                rules.extend(leaf_rules(tree, interface, leaf));
+            }
+        } else {
+            let depth = digits.len();
+            let next = |interface: &Interface| prefix.digits(interface).as_bytes()[depth];
+            // Sorted by name, so equal digits stand together.
+            for branch in leaves.chunk_by(|(a, _), (b, _)| next(a) == next(b)) {
+                match branch {
+                    [(interface, leaf)] => rules.extend(leaf_rules(tree, interface, leaf)),
+                    _ => {
+                        let digits = &prefix.digits(branch[0].0)[..=depth];
+                        rules.push(Rule {
+                            matches: vec![tree.at(prefix.beginning(digits))],
+                            action: Action::Goto(tree.chain(digits)),
+                        });
+                        self.grow(digits, branch, Vec::new(), chains);
+                    }
                 }
             }
         }
+        chains.insert(
+            tree.chain(digits),
+            Chain::ending_in(stranger.clone(), rules),
+        );
     }
-    chains.insert(tree.chain(digits), Chain::ending_in(tree.stranger(), rules));
 }
 
 /// A pod that reaches itself (through a Service: in and out by the same interface) is never

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::drops::DropReason;
 use super::name;
 use crate::ruleset::{Action, Chain, ChainName, Family, FlowState, Interface, Match, Rule};
 
@@ -18,10 +19,15 @@ pub(super) const ROOT: &str = "selvage-source";
 const LINK_TYPES: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
 
 /// Adds the chains.
-pub(super) fn grow(veths: &Interface, family: Family, chains: &mut BTreeMap<ChainName, Chain>) {
+pub(super) fn grow(
+    veths: &Interface,
+    family: Family,
+    deny_log: Option<u16>,
+    chains: &mut BTreeMap<ChainName, Chain>,
+) {
     let elsewhere = Rule {
         matches: vec![Match::In(veths.clone()), Match::SourceElsewhere],
-        action: Action::Drop,
+        action: DropReason::WrongSource.action(deny_log),
     };
     let mut rules = vec![Rule {
         matches: vec![

@@ -136,6 +136,14 @@ pub enum Action {
         /// What the copy is labelled with: the chain that the rule is in.
         chain: ChainName,
     },
+    /// On to the next rule, and the flow stays in a set of kind [`SetKind::Guard`] that it is in, for
+    /// so long from now.
+    Renew {
+        /// Which set.
+        set: SetName,
+        /// How long.
+        seconds: u32,
+    },
     /// On to another chain; a return there comes back here.
     Jump(ChainName),
     /// On to another chain; a return there goes where a return here would have gone.
@@ -218,10 +226,10 @@ impl Chain {
         &self.0.rules
     }
 
-    /// The sets that its rules match on, as often as they do.
+    /// The sets that its rules match on or put something into, as often as they do.
     pub fn sets(&self) -> impl Iterator<Item = &SetName> {
         let matches = self.0.rules.iter().flat_map(|rule| &rule.matches);
-        matches.filter_map(|condition| match condition {
+        let matched = matches.filter_map(|condition| match condition {
             Match::Set { set, .. } => Some(set),
             Match::In(_)
             | Match::Out(_)
@@ -236,7 +244,16 @@ impl Chain {
             | Match::SourceElsewhere
             | Match::Protocol(_)
             | Match::Ports(..) => None,
-        })
+        });
+        let renewed = self.0.rules.iter().filter_map(|rule| match &rule.action {
+            Action::Renew { set, .. } => Some(set),
+            Action::Return
+            | Action::Drop
+            | Action::Log { .. }
+            | Action::Jump(_)
+            | Action::Goto(_) => None,
+        });
+        matched.chain(renewed)
     }
 
     /// The hash of the content, as the kernel keeps it in the chain's unreachable last rule.

@@ -56,6 +56,12 @@ impl Active {
         }
     }
 
+    /// Whether a profile is laid out apart.
+    pub(in crate::index) fn is_apart(&self, profile: &Profile) -> bool {
+        let in_use = self.profiles.get(profile);
+        in_use.is_some_and(|in_use| in_use.apart.is_some())
+    }
+
     /// Whether the sets have outgrown the budget, and settling again can help that.
     pub(in crate::index) fn is_over_budget(&self) -> bool {
         self.held > self.budget && self.profiles.values().any(|it| it.apart.is_none())

@@ -29,9 +29,8 @@ impl World {
         let (tool, addresses) = match family {
             Family::V4 => ("iptables", ["10.40.0.11", "10.40.0.12", "10.96.0.1"]),
             Family::V6 => {
-                std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-                v6(&client, "fd00::11")?;
-                v6(&server, "fd00::12")?;
+                client.add_ipv6("fd00::11".parse()?)?;
+                server.add_ipv6("fd00::12".parse()?)?;
                 ("ip6tables", ["fd00::11", "fd00::12", "fd96::1"])
             }
         };
@@ -41,10 +40,11 @@ impl World {
         let mut sets = IpSets::open(Duration::from_secs(10))?;
         sets.create(&set, family, SetKind::Guard, &BTreeSet::new())?;
         let tool = format!("{tool}-{backend}");
+        let guard = super::GUARD.as_secs();
         run_with_input(
             &format!("{tool}-restore --noflush"),
             &format!(
-                "*mangle\n:forward - [0:0]\n:guards - [0:0]\n:policy - [0:0]\n\
+                "*mangle\n:forward - [0:0]\n:guards - [0:0]\n:cut - [0:0]\n:policy - [0:0]\n\
                  -A FORWARD -j forward\n\
                  -A forward -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\n\
                  -A forward -i eni+ -j guards\n\
@@ -53,7 +53,9 @@ impl World {
                  -A guards -p sctp -m sctp ! --chunk-types any INIT \
                    -m conntrack --ctstate NEW,INVALID -j DROP\n\
                  -A guards -m conntrack --ctstate NEW \
-                   -m set --match-set {set} src,src,dst -j DROP\n\
+                   -m set --match-set {set} src,src,dst -g cut\n\
+                 -A cut -j SET --add-set {set} src,src,dst --exist --timeout {guard}\n\
+                 -A cut -j DROP\n\
                  COMMIT\n"
             ),
         )?;
@@ -96,17 +98,4 @@ impl World {
         )
         .map(drop)
     }
-}
-
-fn v6(pod: &Pod, address: &str) -> Result<()> {
-    let name = pod.interface();
-    run(&format!("ip addr add fe80::1/64 dev {name} nodad"))?;
-    run(&format!("ip -6 route add {address}/128 dev {name}"))?;
-    run(&format!(
-        "ip -n {name} addr add {address}/128 dev eth0 nodad"
-    ))?;
-    run(&format!(
-        "ip -n {name} -6 route add default via fe80::1 dev eth0"
-    ))
-    .map(drop)
 }
