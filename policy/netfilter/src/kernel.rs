@@ -144,7 +144,7 @@ impl Kernel {
             if belongs(&header, family) {
                 // Before its members are read, so that a swap in between is seen later.
                 self.sets.recognise(&header);
-                let state = match header.kind {
+                let state = match header.kind.filter(|_| header.family == Some(family)) {
                     None => SetState::Foreign,
                     Some(kind) => SetState::Known {
                         kind,
@@ -453,8 +453,9 @@ impl Kernel {
     }
 }
 
-/// Whether a set counts to a family. One whose family we don't know counts to the first, so that
-/// somebody takes it away.
+/// Whether a set counts to a family: by its name, since that is what a set of ours must have, or by
+/// what it is. One of which neither tells counts to the first, so that somebody takes it away.
 fn belongs(header: &Header, family: Family) -> bool {
-    header.family.unwrap_or(Family::V4) == family
+    let named = header.name.family().or(header.family);
+    named.unwrap_or(Family::V4) == family
 }

@@ -194,7 +194,12 @@ impl World {
             .find(|name| !there.sets.contains_key(*name));
         let name = name.map(ToString::to_string);
         let name = name.context("the state after has no set of its own")?;
-        run(&format!("ipset create {name} bitmap:port range 1-2")).map(drop)
+        // One without a family, or one of the other.
+        let shape = match self.family {
+            Family::V4 => "bitmap:port range 1-2",
+            Family::V6 => "hash:net family inet",
+        };
+        run(&format!("ipset create {name} {shape}")).map(drop)
     }
 
     /// An agent runs until its rules are in force and nothing else is there, and is killed.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::Family;
+
 /// Every chain and set of ours begins with this, and nothing of anybody else's does.
 pub const PREFIX: &str = "selvage-";
 
@@ -78,6 +80,24 @@ name!(
     SET_NAME_MAX
 );
 
+impl SetName {
+    /// The family that the name is of, if it is like those that we give to sets.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        let rest = self.0.strip_prefix(PREFIX)?;
+        let digit = ["i", "e", "cut"]
+            .into_iter()
+            .find_map(|begin| rest.strip_prefix(begin))?;
+        let (digit, rest) = digit.split_at_checked(1)?;
+        let family = match digit {
+            "4" => Family::V4,
+            "6" => Family::V6,
+            _ => return None,
+        };
+        (rest.is_empty() || rest.starts_with('-')).then_some(family)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +130,23 @@ mod tests {
         assert!(ChainName::new(&name(CHAIN_NAME_MAX + 1)).is_err());
         assert!(SetName::new(&name(SET_NAME_MAX)).is_ok());
         assert!(SetName::new(&name(SET_NAME_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn a_sets_name_says_its_family_where_it_is_one_that_we_give() {
+        for (name, family) in [
+            ("selvage-i4-p-0123456789abcdef", Some(Family::V4)),
+            ("selvage-e6-r-0123456789abcdef", Some(Family::V6)),
+            ("selvage-cut6", Some(Family::V6)),
+            ("selvage-v0-friends", None),
+            ("selvage-i", None),
+            ("selvage-i46", None),
+            ("selvage-e5-p-0", None),
+        ] {
+            assert_eq!(SetName::new(name).unwrap().family(), family, "{name}");
+        }
+        for family in [Family::V4, Family::V6] {
+            assert_eq!(crate::ruleset::guard_set(family).family(), Some(family));
+        }
     }
 }
