@@ -330,7 +330,8 @@ fn watch(mut stream: &TcpStream, shared: &Shared, kind: Kind, since: u64) -> std
             .log
             .iter()
             .filter(|(version, of, ..)| *version > said && *of == kind)
-            .map(|(.., what, object)| format!("{}\n", json!({"type": what, "object": object})))
+            // In the order in which an API server writes it: a client may read the type first.
+            .map(|(.., what, object)| format!("{{\"type\":\"{what}\",\"object\":{object}}}\n"))
             .collect();
         said = state.version;
         drop(state);
