@@ -12,7 +12,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +27,7 @@ mod wire;
 use wire::{VERSION, Wrong};
 
 /// Addresses that rest, and until when.
-pub type Resting = Vec<(Ipv4Addr, Timestamp)>;
+pub type Resting = Vec<(IpAddr, Timestamp)>;
 
 /// A checkpoint that cannot be read or written.
 #[derive(Debug, Error)]

@@ -211,6 +211,7 @@ fn targets(args: &Args) -> Result<Targets, BadSetting> {
         ),
         max_enis: unless_zero(max_eni.and_then(|n| u32::try_from(n).ok())),
         max_pods: unless_zero(Setting::new("MAX_PODS", &args.max_pods).count(4096)?),
+        ..Targets::default()
     })
 }
 

@@ -340,6 +340,7 @@ fn settings(config: &Config, now: Timestamp) -> Settings {
         cluster: config.cluster.clone(),
         tags: config.tags.clone(),
         seed: now.unix_nanos(),
+        ..Settings::default()
     }
 }
 

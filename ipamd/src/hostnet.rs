@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -101,7 +101,7 @@ pub struct EniNet {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodNet {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Device index of the interface that has it.
     pub device_index: u16,
     /// The name of its veth on the host.
@@ -168,5 +168,5 @@ pub trait Host: Send + Sync + 'static {
     fn ensure_pods(&self, pods: &[PodNet]) -> impl Future<Output = Result<(), HostError>> + Send;
 
     /// Removes every rule of an address whose pod is gone.
-    fn forget_pod(&self, address: Ipv4Addr) -> impl Future<Output = Result<(), HostError>> + Send;
+    fn forget_pod(&self, address: IpAddr) -> impl Future<Output = Result<(), HostError>> + Send;
 }

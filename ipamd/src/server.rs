@@ -1,7 +1,7 @@
 //! The socket: AWS's messages, answered by the keeper.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -287,12 +287,15 @@ fn key(
 }
 
 fn metadata(lease: &Lease) -> IpAllocationMetadata {
-    let address: Ipv4Addr = lease.address;
+    let (ipv4_addr, ipv6_addr) = match lease.address {
+        IpAddr::V4(address) => (address.to_string(), String::new()),
+        IpAddr::V6(address) => (String::new(), address.to_string()),
+    };
     // A lease without an interface has no rule that names a table: as on the primary interface.
     let device = lease.device_index.unwrap_or(0);
     IpAllocationMetadata {
-        ipv4_addr: address.to_string(),
-        ipv6_addr: String::new(),
+        ipv4_addr,
+        ipv6_addr,
         device_number: device.into(),
         route_table_id: i32::try_from(route_table(device)).unwrap_or(i32::MAX),
     }

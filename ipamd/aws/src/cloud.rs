@@ -1,16 +1,17 @@
 //! The cloud of the shipped daemon: metadata of this instance, and EC2 once metadata has said which instance it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use aws_sdk_ec2::config::SharedHttpClient;
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use ipnet::Ipv4Net;
-use selvage_ipamd_core::cloud::{Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, SeenEni};
+use ipnet::{IpNet, Ipv4Net};
+use selvage_ipamd_core::cloud::{
+    Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, LooseEni, SeenEni, SubnetFacts, Want,
+};
 use selvage_ipamd_core::ids::{AttachmentId, EniId, InstanceType};
 use selvage_ipamd_core::limits::Limits;
 use tokio::sync::OnceCell;
@@ -83,6 +84,14 @@ impl Cloud for Aws {
         self.ec2().await?.describe_eni(eni).await
     }
 
+    async fn describe_subnets(&self) -> Result<Vec<SubnetFacts>, CloudError> {
+        self.ec2().await?.describe_subnets().await
+    }
+
+    async fn find_loose_enis(&self, cluster: &str) -> Result<Vec<LooseEni>, CloudError> {
+        self.ec2().await?.find_loose_enis(cluster).await
+    }
+
     async fn create_eni(&self, request: &CreateEni) -> Result<EniFacts, CloudError> {
         self.ec2().await?.create_eni(request).await
     }
@@ -99,16 +108,20 @@ impl Cloud for Aws {
         self.ec2().await?.keep_with_instance(eni, attachment).await
     }
 
-    async fn assign_addresses(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv4Addr>, CloudError> {
-        self.ec2().await?.assign_addresses(eni, count).await
+    async fn assign(&self, eni: &EniId, want: Want) -> Result<Vec<IpNet>, CloudError> {
+        self.ec2().await?.assign(eni, want).await
     }
 
-    async fn unassign_addresses(
+    async fn unassign(&self, eni: &EniId, blocks: &BTreeSet<IpNet>) -> Result<(), CloudError> {
+        self.ec2().await?.unassign(eni, blocks).await
+    }
+
+    async fn tag_eni(
         &self,
         eni: &EniId,
-        addresses: &BTreeSet<Ipv4Addr>,
+        tags: &BTreeMap<String, String>,
     ) -> Result<(), CloudError> {
-        self.ec2().await?.unassign_addresses(eni, addresses).await
+        self.ec2().await?.tag_eni(eni, tags).await
     }
 
     async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,9 +17,10 @@ use aws_sdk_ec2::types::{
     Filter, InstanceType as Ec2InstanceType, NetworkInterface, NetworkInterfaceAttachmentChanges,
     ResourceType, Tag, TagSpecification,
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use selvage_ipamd_core::cloud::{
-    CloudError, CloudErrorKind, CreateEni, EniFacts, InstanceFacts, Operation, TAG_INSTANCE,
+    CloudError, CloudErrorKind, CreateEni, EniFacts, InstanceFacts, LooseEni, Operation,
+    SubnetFacts, TAG_CLUSTER, TAG_INSTANCE, Want,
 };
 use selvage_ipamd_core::ids::{AttachmentId, ClientToken, EniId, InstanceType, SubnetId};
 use selvage_ipamd_core::limits::Limits;
@@ -129,6 +129,43 @@ impl Ec2 {
         self.read(Operation::DescribeEnis, &found).await
     }
 
+    /// DescribeNetworkInterfaces: those of the VPC that are attached to nothing and were made for an instance.
+    pub(crate) async fn find_loose_enis(&self, cluster: &str) -> Result<Vec<LooseEni>, CloudError> {
+        let mut filters = vec![
+            filter("tag-key", TAG_INSTANCE),
+            filter("status", "available"),
+            filter("vpc-id", self.facts.vpc_id.as_str()),
+        ];
+        if !cluster.is_empty() {
+            filters.push(filter(&format!("tag:{TAG_CLUSTER}"), cluster));
+        }
+        let found = self.describe(filters).await?;
+        found.iter().map(convert::loose_eni).collect()
+    }
+
+    /// DescribeSubnets: those of the instance's VPC and zone.
+    pub(crate) async fn describe_subnets(&self) -> Result<Vec<SubnetFacts>, CloudError> {
+        let operation = Operation::DescribeSubnets;
+        let filters = vec![
+            filter("vpc-id", self.facts.vpc_id.as_str()),
+            filter("availability-zone", &self.facts.availability_zone),
+        ];
+        let mut pages = self
+            .client
+            .describe_subnets()
+            .set_filters(Some(filters))
+            .into_paginator()
+            .send();
+        let mut subnets = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| cloud_error(operation, e))?;
+            for subnet in page.subnets() {
+                subnets.push(convert::subnet_facts(operation, subnet)?);
+            }
+        }
+        Ok(subnets)
+    }
+
     async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<NetworkInterface>, CloudError> {
         let mut pages = self
             .client
@@ -180,9 +217,14 @@ impl Ec2 {
             .resource_type(ResourceType::NetworkInterface)
             .set_tags(Some(ec2_tags(&request.tags)))
             .build();
-        let count = match request.addresses {
+        let count = match request.want.count() {
             0 => None,
             some => Some(count(operation, some)?),
+        };
+        let (addresses, prefixes, ipv6_prefixes) = match request.want {
+            Want::Addresses(_) => (count, None, None),
+            Want::Prefixes(_) => (None, count, None),
+            Want::Ipv6Prefix => (None, None, count),
         };
         let token: &ClientToken = &request.token;
         let answer = self
@@ -193,7 +235,9 @@ impl Ec2 {
             .set_groups(Some(groups.collect()))
             .description(&request.description)
             .tag_specifications(tags)
-            .set_secondary_private_ip_address_count(count)
+            .set_secondary_private_ip_address_count(addresses)
+            .set_ipv4_prefix_count(prefixes)
+            .set_ipv6_prefix_count(ipv6_prefixes)
             .send()
             .await
             .map_err(|e| cloud_error(operation, e))?;
@@ -256,52 +300,92 @@ impl Ec2 {
         Ok(())
     }
 
-    /// AssignPrivateIpAddresses by count; the answer names the new addresses only.
-    pub(crate) async fn assign_addresses(
-        &self,
-        eni: &EniId,
-        wanted: u32,
-    ) -> Result<Vec<Ipv4Addr>, CloudError> {
-        let operation = Operation::AssignAddresses;
+    /// AssignPrivateIpAddresses or AssignIpv6Addresses by count; the answer names what is new only.
+    pub(crate) async fn assign(&self, eni: &EniId, want: Want) -> Result<Vec<IpNet>, CloudError> {
+        let operation = want.operation();
+        let number = count(operation, want.count())?;
+        let (addresses, prefixes) = match want {
+            Want::Addresses(_) => (Some(number), None),
+            Want::Prefixes(_) => (None, Some(number)),
+            Want::Ipv6Prefix => return self.assign_ipv6(eni, number).await,
+        };
         let answer = self
             .client
             .assign_private_ip_addresses()
             .network_interface_id(eni.as_str())
-            .secondary_private_ip_address_count(count(operation, wanted)?)
+            .set_secondary_private_ip_address_count(addresses)
+            .set_ipv4_prefix_count(prefixes)
             .send()
             .await
             .map_err(|e| cloud_error(operation, e))?;
-        answer
-            .assigned_private_ip_addresses()
-            .iter()
-            .map(|assigned| {
-                assigned
-                    .private_ip_address()
-                    .and_then(|text| text.parse().ok())
-                    .ok_or_else(|| {
-                        CloudError::unknown(
-                            operation,
-                            format!("{eni}: an answer with an unreadable address"),
-                        )
-                    })
-            })
-            .collect()
+        let single = answer.assigned_private_ip_addresses().iter();
+        let single = single.map(|a| a.private_ip_address().and_then(convert::single));
+        let blocks = answer.assigned_ipv4_prefixes().iter();
+        let blocks = blocks.map(|b| b.ipv4_prefix().and_then(|text| text.parse().ok()));
+        named(operation, eni, single.chain(blocks))
     }
 
-    /// UnassignPrivateIpAddresses.
-    pub(crate) async fn unassign_addresses(
-        &self,
-        eni: &EniId,
-        addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<(), CloudError> {
-        let addresses = addresses.iter().map(Ipv4Addr::to_string).collect();
-        self.client
-            .unassign_private_ip_addresses()
+    async fn assign_ipv6(&self, eni: &EniId, number: i32) -> Result<Vec<IpNet>, CloudError> {
+        let operation = Operation::AssignIpv6;
+        let answer = self
+            .client
+            .assign_ipv6_addresses()
             .network_interface_id(eni.as_str())
-            .set_private_ip_addresses(Some(addresses))
+            .ipv6_prefix_count(number)
             .send()
             .await
-            .map_err(|e| cloud_error(Operation::UnassignAddresses, e))?;
+            .map_err(|e| cloud_error(operation, e))?;
+        let blocks = answer.assigned_ipv6_prefixes().iter();
+        named(operation, eni, blocks.map(|text| text.parse().ok()))
+    }
+
+    /// UnassignPrivateIpAddresses or UnassignIpv6Addresses.
+    pub(crate) async fn unassign(
+        &self,
+        eni: &EniId,
+        blocks: &BTreeSet<IpNet>,
+    ) -> Result<(), CloudError> {
+        let operation = Operation::unassign(blocks);
+        let (addresses, prefixes): (Vec<&IpNet>, Vec<&IpNet>) = blocks
+            .iter()
+            .partition(|net| net.prefix_len() == net.max_prefix_len());
+        let addresses: Vec<String> = addresses.iter().map(|a| a.addr().to_string()).collect();
+        let prefixes: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+        let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
+        if operation == Operation::UnassignIpv6 {
+            self.client
+                .unassign_ipv6_addresses()
+                .network_interface_id(eni.as_str())
+                .set_ipv6_prefixes(some(prefixes))
+                .send()
+                .await
+                .map_err(|e| cloud_error(operation, e))?;
+        } else {
+            self.client
+                .unassign_private_ip_addresses()
+                .network_interface_id(eni.as_str())
+                .set_private_ip_addresses(some(addresses))
+                .set_ipv4_prefixes(some(prefixes))
+                .send()
+                .await
+                .map_err(|e| cloud_error(operation, e))?;
+        }
+        Ok(())
+    }
+
+    /// CreateTags.
+    pub(crate) async fn tag_eni(
+        &self,
+        eni: &EniId,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<(), CloudError> {
+        self.client
+            .create_tags()
+            .resources(eni.as_str())
+            .set_tags(Some(ec2_tags(tags)))
+            .send()
+            .await
+            .map_err(|e| cloud_error(Operation::TagEni, e))?;
         Ok(())
     }
 
@@ -404,6 +488,21 @@ where
         }
     }
     call().await
+}
+
+/// Blocks of an answer, each of them readable.
+fn named(
+    operation: Operation,
+    eni: &EniId,
+    blocks: impl Iterator<Item = Option<IpNet>>,
+) -> Result<Vec<IpNet>, CloudError> {
+    let unreadable = || {
+        CloudError::unknown(
+            operation,
+            format!("{eni}: an answer with an unreadable address"),
+        )
+    };
+    blocks.map(|block| block.ok_or_else(unreadable)).collect()
 }
 
 fn filter(name: &str, value: &str) -> Filter {

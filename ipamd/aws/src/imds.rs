@@ -9,6 +9,7 @@
 //! error of kind [`Unknown`](selvage_ipamd_core::cloud::CloudErrorKind::Unknown): ask again later.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -68,6 +69,11 @@ impl Imds {
             primary_eni: EniId::new(self.text(operation, &primary("interface-id")).await?),
             primary_mac: mac,
             primary_address: self.one(operation, "local-ipv4").await?,
+            primary_ipv6: self
+                .maybe_many(operation, &primary("ipv6s"))
+                .await?
+                .first()
+                .copied(),
             subnet_id: SubnetId::new(self.text(operation, &primary("subnet-id")).await?),
             subnet: self
                 .one(operation, &primary("subnet-ipv4-cidr-block"))
@@ -95,20 +101,51 @@ impl Imds {
         let macs: Vec<Mac> = parse_lines(operation, MACS, &listing)?;
         let mut enis = Vec::with_capacity(macs.len());
         for mac in macs {
-            let id = self
-                .get(operation, &format!("{MACS}/{mac}/interface-id"))
-                .await?;
-            let path = format!("{MACS}/{mac}/local-ipv4s");
-            let addresses = self.get(operation, &path).await?;
-            if let (Some(id), Some(addresses)) = (id, addresses) {
-                let addresses: Vec<_> = parse_lines(operation, &path, &addresses)?;
-                enis.push(SeenEni {
-                    id: EniId::new(id.trim()),
-                    addresses: BTreeSet::from_iter(addresses),
-                });
-            }
+            enis.extend(self.seen_eni(operation, mac).await?);
         }
         Ok(enis)
+    }
+
+    async fn seen_eni(
+        &self,
+        operation: Operation,
+        mac: Mac,
+    ) -> Result<Option<SeenEni>, CloudError> {
+        let path = |key: &str| format!("{MACS}/{mac}/{key}");
+        let id = self.get(operation, &path("interface-id")).await?;
+        let addresses: Vec<Ipv4Addr> = self.maybe_many(operation, &path("local-ipv4s")).await?;
+        // Without an address of its own it is none of ours (EFA-only), or is going.
+        let (Some(id), Some(primary_address)) = (id, addresses.first().copied()) else {
+            return Ok(None);
+        };
+        let prefixes: Vec<_> = self.maybe_many(operation, &path("ipv4-prefix")).await?;
+        let ipv6_addresses: Vec<_> = self.maybe_many(operation, &path("ipv6s")).await?;
+        let ipv6_prefixes: Vec<_> = self.maybe_many(operation, &path("ipv6-prefix")).await?;
+        let card: Vec<u16> = self.maybe_many(operation, &path("network-card")).await?;
+        Ok(Some(SeenEni {
+            id: EniId::new(id.trim()),
+            mac,
+            device_index: self.one(operation, &path("device-number")).await?,
+            // Instances with one card do not name it.
+            card: card.first().copied().unwrap_or(0),
+            subnet_id: SubnetId::new(self.text(operation, &path("subnet-id")).await?),
+            subnet: self.one(operation, &path("subnet-ipv4-cidr-block")).await?,
+            primary_address,
+            addresses: BTreeSet::from_iter(addresses),
+            prefixes: BTreeSet::from_iter(prefixes),
+            ipv6_addresses: BTreeSet::from_iter(ipv6_addresses),
+            ipv6_prefixes: BTreeSet::from_iter(ipv6_prefixes),
+        }))
+    }
+
+    /// One value a line at a path that may not be there.
+    async fn maybe_many<T: FromStr>(
+        &self,
+        operation: Operation,
+        path: &str,
+    ) -> Result<Vec<T>, CloudError> {
+        let text = self.get(operation, path).await?.unwrap_or_default();
+        parse_lines(operation, path, &text)
     }
 
     /// The text at a path, `None` if there is none (404).

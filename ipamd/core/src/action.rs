@@ -3,11 +3,12 @@
 //! Every action changes at most one thing, and each has an outcome of its own. A process that dies between two of
 //! them leaves nothing that the next one does not find by asking the cloud.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
 
-use crate::cloud::{CloudError, CreateEni, EniFacts};
+use ipnet::IpNet;
+
+use crate::cloud::{CloudError, CreateEni, EniFacts, Operation, SubnetFacts, Want};
 use crate::ids::{AttachmentId, ClientToken, EniId};
 
 /// One step, to be carried out by the daemon.
@@ -43,16 +44,25 @@ pub enum Action {
     Assign {
         /// The interface.
         eni: EniId,
-        /// How many.
-        count: u32,
+        /// What.
+        want: Want,
     },
-    /// Give addresses back.
+    /// Give blocks back.
     Unassign {
         /// The interface.
         eni: EniId,
-        /// Which; none of them is in use or cooling.
-        addresses: BTreeSet<Ipv4Addr>,
+        /// Which, all of one kind; no address of theirs is in use or cooling.
+        blocks: BTreeSet<IpNet>,
     },
+    /// Add tags that it lacks.
+    Tag {
+        /// The interface.
+        eni: EniId,
+        /// Those that it lacks.
+        tags: BTreeMap<String, String>,
+    },
+    /// Look which subnets there are, and how full.
+    DescribeSubnets,
     /// Remove its routes and rules from the host, before it is detached.
     TearDown {
         /// The interface.
@@ -73,35 +83,43 @@ pub enum Action {
 }
 
 impl Action {
-    /// The interface it is about; `None` for one that has no name yet.
+    /// The interface it is about; `None` for one that has no name yet, and for what is about none.
     pub fn eni(&self) -> Option<&EniId> {
         match self {
-            Action::Create(_) => None,
+            Action::Create(_) | Action::DescribeSubnets => None,
             Action::Attach { eni, .. }
             | Action::Keep { eni, .. }
             | Action::SetUp { eni }
             | Action::Describe { eni }
             | Action::Assign { eni, .. }
             | Action::Unassign { eni, .. }
+            | Action::Tag { eni, .. }
             | Action::TearDown { eni }
             | Action::Detach { eni, .. }
             | Action::Delete { eni } => Some(eni),
         }
     }
 
+    /// The call that it makes; `None` for what is done on the host.
+    pub fn operation(&self) -> Option<Operation> {
+        match self {
+            Action::SetUp { .. } | Action::TearDown { .. } => None,
+            Action::Create(_) => Some(Operation::CreateEni),
+            Action::Attach { .. } => Some(Operation::AttachEni),
+            Action::Keep { .. } => Some(Operation::KeepWithInstance),
+            Action::Describe { .. } => Some(Operation::DescribeEnis),
+            Action::Assign { want, .. } => Some(want.operation()),
+            Action::Unassign { blocks, .. } => Some(Operation::unassign(blocks)),
+            Action::Tag { .. } => Some(Operation::TagEni),
+            Action::DescribeSubnets => Some(Operation::DescribeSubnets),
+            Action::Detach { .. } => Some(Operation::DetachEni),
+            Action::Delete { .. } => Some(Operation::DeleteEni),
+        }
+    }
+
     /// Whether it is done on the host, without the cloud.
     pub fn is_local(&self) -> bool {
-        match self {
-            Action::SetUp { .. } | Action::TearDown { .. } => true,
-            Action::Create(_)
-            | Action::Attach { .. }
-            | Action::Keep { .. }
-            | Action::Describe { .. }
-            | Action::Assign { .. }
-            | Action::Unassign { .. }
-            | Action::Detach { .. }
-            | Action::Delete { .. } => false,
-        }
+        self.operation().is_none()
     }
 }
 
@@ -110,8 +128,8 @@ impl fmt::Display for Action {
         match self {
             Action::Create(request) => write!(
                 f,
-                "create an interface with {} addresses in {}",
-                request.addresses, request.subnet_id
+                "create an interface with {} in {}",
+                request.want, request.subnet_id
             ),
             Action::Attach { eni, device_index } => {
                 write!(f, "attach {eni} as device {device_index}")
@@ -119,10 +137,18 @@ impl fmt::Display for Action {
             Action::Keep { eni, .. } => write!(f, "let {eni} end with the instance"),
             Action::SetUp { eni } => write!(f, "set up {eni} on the host"),
             Action::Describe { eni } => write!(f, "look up {eni}"),
-            Action::Assign { eni, count } => write!(f, "assign {count} addresses to {eni}"),
-            Action::Unassign { eni, addresses } => {
-                write!(f, "unassign {} addresses from {eni}", addresses.len())
-            }
+            Action::Assign { eni, want } => write!(f, "assign {want} to {eni}"),
+            Action::Unassign { eni, blocks } => match blocks.first() {
+                Some(first) if first.prefix_len() < first.max_prefix_len() => write!(
+                    f,
+                    "unassign {} /{} prefixes from {eni}",
+                    blocks.len(),
+                    first.prefix_len()
+                ),
+                Some(_) | None => write!(f, "unassign {} addresses from {eni}", blocks.len()),
+            },
+            Action::Tag { eni, tags } => write!(f, "add {} tags to {eni}", tags.len()),
+            Action::DescribeSubnets => f.write_str("look up the subnets"),
             Action::TearDown { eni } => write!(f, "remove {eni} from the host"),
             Action::Detach { eni, .. } => write!(f, "detach {eni}"),
             Action::Delete { eni } => write!(f, "delete {eni}"),
@@ -143,10 +169,14 @@ pub enum Outcome {
     SetUp(EniId, Result<(), String>),
     /// Of [`Action::Describe`].
     Described(EniId, Result<Option<EniFacts>, CloudError>),
-    /// Of [`Action::Assign`], with the count that was asked for.
-    Assigned(EniId, u32, Result<Vec<Ipv4Addr>, CloudError>),
+    /// Of [`Action::Assign`], with what was asked for; what came, a single address as a block of one.
+    Assigned(EniId, Want, Result<Vec<IpNet>, CloudError>),
     /// Of [`Action::Unassign`].
-    Unassigned(EniId, BTreeSet<Ipv4Addr>, Result<(), CloudError>),
+    Unassigned(EniId, BTreeSet<IpNet>, Result<(), CloudError>),
+    /// Of [`Action::Tag`], with the tags.
+    Tagged(EniId, BTreeMap<String, String>, Result<(), CloudError>),
+    /// Of [`Action::DescribeSubnets`].
+    Subnets(Result<Vec<SubnetFacts>, CloudError>),
     /// Of [`Action::TearDown`].
     TornDown(EniId, Result<(), String>),
     /// Of [`Action::Detach`].
@@ -156,6 +186,23 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The call it comes from; `None` for what is done on the host.
+    pub fn operation(&self) -> Option<Operation> {
+        match self {
+            Outcome::SetUp(..) | Outcome::TornDown(..) => None,
+            Outcome::Created(..) => Some(Operation::CreateEni),
+            Outcome::Attached(..) => Some(Operation::AttachEni),
+            Outcome::Kept(..) => Some(Operation::KeepWithInstance),
+            Outcome::Described(..) => Some(Operation::DescribeEnis),
+            Outcome::Assigned(_, want, _) => Some(want.operation()),
+            Outcome::Unassigned(_, blocks, _) => Some(Operation::unassign(blocks)),
+            Outcome::Tagged(..) => Some(Operation::TagEni),
+            Outcome::Subnets(_) => Some(Operation::DescribeSubnets),
+            Outcome::Detached(..) => Some(Operation::DetachEni),
+            Outcome::Deleted(..) => Some(Operation::DeleteEni),
+        }
+    }
+
     /// The cloud's refusal, if it is one.
     pub fn cloud_error(&self) -> Option<&CloudError> {
         match self {
@@ -163,7 +210,8 @@ impl Outcome {
             Outcome::Attached(_, _, r) => r.as_ref().err(),
             Outcome::Described(_, r) => r.as_ref().err(),
             Outcome::Assigned(_, _, r) => r.as_ref().err(),
-            Outcome::Unassigned(_, _, r) => r.as_ref().err(),
+            Outcome::Unassigned(_, _, r) | Outcome::Tagged(_, _, r) => r.as_ref().err(),
+            Outcome::Subnets(r) => r.as_ref().err(),
             Outcome::Kept(_, r) | Outcome::Detached(_, r) | Outcome::Deleted(_, r) => {
                 r.as_ref().err()
             }
@@ -185,6 +233,8 @@ impl Outcome {
             | Outcome::Described(..)
             | Outcome::Assigned(..)
             | Outcome::Unassigned(..)
+            | Outcome::Tagged(..)
+            | Outcome::Subnets(..)
             | Outcome::Detached(..)
             | Outcome::Deleted(..) => self.cloud_error().map(ToString::to_string),
         }

@@ -4,10 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::action::Action;
+use crate::cloud::Budget;
 use crate::ids::{SubnetId, Timestamp};
-use crate::limits::Limits;
-use crate::plan::{Targets, managed, plan, shortage};
-use crate::pool::{Pool, Stage};
+use crate::limits::{Limits, Mode};
+use crate::plan::{Sizes, Targets, View};
+use crate::pool::{InFlight, Kind, NoSite, Pool, Provisioning, Stage};
 
 /// Why no address is free, and when that may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,17 +29,50 @@ pub enum Cause {
     },
     /// Every address that the instance can have is a pod's.
     LimitReached {
-        /// Interfaces at most.
+        /// Interfaces that serve pods at most.
         enis: u32,
         /// Pod addresses on each.
         addresses_per_eni: u32,
     },
-    /// The subnet has none.
+    /// The subnets have none.
     SubnetExhausted {
-        /// The subnet.
-        subnet: SubnetId,
-        /// When it is asked again.
+        /// The subnets.
+        subnets: Vec<SubnetId>,
+        /// When the first is asked again.
         retry_in: Duration,
+    },
+    /// The subnets have no free `/28`, and what they have of single addresses did not help.
+    PrefixesExhausted {
+        /// The subnets.
+        subnets: Vec<SubnetId>,
+        /// When the first is asked again.
+        retry_in: Duration,
+    },
+    /// Custom networking, and nobody says where interfaces are to be made.
+    NoEniConfig {
+        /// What is missing and where to look.
+        words: String,
+    },
+    /// The ENIConfig's subnet is not in the node's zone.
+    EniConfigElsewhere {
+        /// Name of the ENIConfig.
+        name: String,
+        /// The subnet that it names.
+        subnet: SubnetId,
+    },
+    /// Tags keep pods out of every subnet.
+    SubnetsExcluded,
+    /// Our own limit on calls to EC2.
+    Paced {
+        /// When the next call may be made.
+        retry_in: Duration,
+    },
+    /// The node takes no new pods, so its interfaces stay as they are.
+    Unschedulable,
+    /// Settings forbid to ask EC2 for more.
+    NotProvisioned {
+        /// The setting.
+        setting: &'static str,
     },
     /// EC2 wants fewer calls.
     Throttled {
@@ -71,10 +105,18 @@ impl Cause {
             Cause::Refilling { .. } => Some(Duration::ZERO),
             Cause::Cooling { retry_in, .. }
             | Cause::SubnetExhausted { retry_in, .. }
+            | Cause::PrefixesExhausted { retry_in, .. }
             | Cause::Throttled { retry_in }
+            | Cause::Paced { retry_in }
             | Cause::NoRoomForEni { retry_in }
             | Cause::Failing { retry_in, .. } => Some(*retry_in),
-            Cause::LimitReached { .. } | Cause::MaxPods { .. } => None,
+            Cause::LimitReached { .. }
+            | Cause::MaxPods { .. }
+            | Cause::NoEniConfig { .. }
+            | Cause::EniConfigElsewhere { .. }
+            | Cause::SubnetsExcluded
+            | Cause::Unschedulable
+            | Cause::NotProvisioned { .. } => None,
         }
     }
 }
@@ -108,10 +150,43 @@ impl fmt::Display for Cause {
                 f,
                 "every address is in use: {enis} interfaces with {addresses_per_eni} pod addresses each are the limit"
             ),
-            Cause::SubnetExhausted { subnet, retry_in } => write!(
+            Cause::SubnetExhausted { subnets, retry_in } => write!(
                 f,
-                "subnet {subnet} has no free addresses, next try in {} s",
+                "subnet {} has no free addresses, next try in {} s",
+                list(subnets),
                 seconds(retry_in)
+            ),
+            Cause::PrefixesExhausted { subnets, retry_in } => write!(
+                f,
+                "subnet {} has no free /28 prefix (a fragmented subnet needs a CIDR reservation of type prefix), next \
+                 try in {} s",
+                list(subnets),
+                seconds(retry_in)
+            ),
+            Cause::NoEniConfig { words } => write!(
+                f,
+                "custom networking is on and this node has no ENIConfig: {words}"
+            ),
+            Cause::EniConfigElsewhere { name, subnet } => write!(
+                f,
+                "ENIConfig {name} names subnet {subnet}, which is not a subnet of this node's VPC and availability zone"
+            ),
+            Cause::SubnetsExcluded => f.write_str(
+                "every subnet of this node's availability zone is kept from pods by its tags \
+                 (kubernetes.io/role/cni, cni.networking.k8s.aws/cluster/…)",
+            ),
+            Cause::Paced { retry_in } => write!(
+                f,
+                "this node has made as many calls to EC2 as it may for now, the next in {} s",
+                seconds(retry_in)
+            ),
+            Cause::Unschedulable => f.write_str(
+                "every address is in use and the node is unschedulable, so that its interfaces stay as they are \
+                 (AWS_MANAGE_ENIS_NON_SCHEDULABLE)",
+            ),
+            Cause::NotProvisioned { setting } => write!(
+                f,
+                "every address of the attached interfaces is in use and {setting} is set, so that none are added"
             ),
             Cause::Throttled { retry_in } => write!(
                 f,
@@ -134,18 +209,38 @@ impl fmt::Display for Cause {
     }
 }
 
+fn list(subnets: &[SubnetId]) -> String {
+    let names: Vec<&str> = subnets.iter().map(SubnetId::as_str).collect();
+    names.join(", ")
+}
+
 /// Why [`Pool::assign`] found nothing.
 pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp) -> Cause {
-    if let Some(doing) = under_way(pool, targets, limits, now) {
+    let view = View {
+        pool,
+        targets,
+        limits,
+        // Whoever asks why does so for a pod.
+        waiting: 1,
+        now,
+    };
+    let growing = view.wanted().into_iter().find(brings);
+    let pace = growing.as_ref().and_then(|action| {
+        let budget = action.operation()?.budget()?;
+        (pool.bucket.available(budget, now) == 0).then_some(budget)
+    });
+    let planned = growing.filter(|_| pace.is_none());
+    if let Some(doing) = under_way(pool, now).or(planned.map(|action| action.to_string())) {
         return Cause::Refilling {
             doing,
             after: pool.last_failure.clone(),
         };
     }
-    if pool.throttle.pausing(now) {
-        return Cause::Throttled {
-            retry_in: pool.throttle.left(now),
-        };
+    if let Some(budget) = pace {
+        return paced(pool, budget, now);
+    }
+    if let Some(setting) = forbidden(pool) {
+        return cooling(pool, now).unwrap_or(Cause::NotProvisioned { setting });
     }
     if let Some(retry_in) = failing_pause(pool, now) {
         return Cause::Failing {
@@ -156,81 +251,155 @@ pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp
             retry_in,
         };
     }
-    let exhausted = pool.rooms.iter().find_map(|(subnet, room)| {
-        let until = room.paused_until.filter(|until| now < *until)?;
-        Some((subnet.clone(), until.since(now)))
-    });
-    let at_limit = managed(pool) >= targets.enis(limits)
-        && pool.enis().all(|e| {
-            let held = u32::try_from(e.slots().count()).unwrap_or(u32::MAX);
-            held >= limits.pod_addresses_per_eni()
-        });
-    if let Some((subnet, retry_in)) = exhausted.filter(|_| !at_limit) {
-        return Cause::SubnetExhausted { subnet, retry_in };
+    if !at_limit(&view) {
+        if let Some(cause) = nowhere(&view) {
+            return cause;
+        }
+        if !view.may_move_enis() {
+            return cooling(pool, now).unwrap_or(Cause::Unschedulable);
+        }
     }
     if let Some(until) = pool.eni_limit_until.filter(|until| now < *until) {
         return Cause::NoRoomForEni {
             retry_in: until.since(now),
         };
     }
-    if let Some(next) = pool.next_cooled(now) {
-        return Cause::Cooling {
-            addresses: pool.stats(now).cooling,
-            retry_in: next.since(now),
-        };
-    }
-    match targets.max_pods {
-        Some(pods) if !at_limit && shortage(pool, targets, limits, now) == 0 => {
-            Cause::MaxPods { pods }
-        }
+    cooling(pool, now).unwrap_or_else(|| limit(&view))
+}
+
+fn cooling(pool: &Pool, now: Timestamp) -> Option<Cause> {
+    let next = pool.next_cooled(now)?;
+    Some(Cause::Cooling {
+        addresses: pool.stats(now).cooling,
+        retry_in: next.since(now),
+    })
+}
+
+fn limit(view: &View<'_>) -> Cause {
+    let lacking = Sizes::of(view).short(view);
+    match view.targets.max_pods {
+        Some(pods) if !at_limit(view) && lacking == 0 => Cause::MaxPods { pods },
         Some(_) | None => Cause::LimitReached {
-            enis: targets.enis(limits),
-            addresses_per_eni: limits.pod_addresses_per_eni(),
+            enis: serving_enis(view),
+            addresses_per_eni: view.limits.pod_addresses_per_eni(view.mode()),
         },
     }
 }
 
-/// What is on its way to bring addresses, or would be with the next plan.
-fn under_way(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp) -> Option<String> {
-    if pool.creating.as_ref().is_some_and(|c| c.in_flight) {
+fn serving_enis(view: &View<'_>) -> u32 {
+    let custom = view.pool.settings.custom_networking;
+    view.targets.enis(view.limits) - u32::from(custom)
+}
+
+/// What forbids to ask EC2 for more.
+fn forbidden(pool: &Pool) -> Option<&'static str> {
+    match pool.settings.provisioning {
+        Provisioning::Full => None,
+        Provisioning::AttachedOnly => Some("DISABLE_NETWORK_RESOURCE_PROVISIONING"),
+        Provisioning::MetadataOnly => Some("ENABLE_IMDS_ONLY_MODE"),
+    }
+}
+
+fn paced(pool: &Pool, budget: Budget, now: Timestamp) -> Cause {
+    let retry_in = pool.bucket.ready_in(budget, now);
+    if pool.bucket.is_slowed(budget) {
+        Cause::Throttled { retry_in }
+    } else {
+        Cause::Paced { retry_in }
+    }
+}
+
+/// Whether the instance has all the interfaces and each of them all the blocks that it can have.
+fn at_limit(view: &View<'_>) -> bool {
+    let serving = || view.pool.enis().filter(|eni| view.pool.serves(eni));
+    view.managed() >= view.targets.enis(view.limits)
+        && serving().next().is_some()
+        && serving().all(|eni| eni.places_taken() >= view.limits.places_per_eni())
+}
+
+/// No subnet to ask, or none that has anything.
+fn nowhere(view: &View<'_>) -> Option<Cause> {
+    let View { pool, now, .. } = *view;
+    match pool.sites(view.kind(), now) {
+        Err(NoSite::NoEniConfig(words)) => return Some(Cause::NoEniConfig { words }),
+        Err(NoSite::Elsewhere { name, subnet }) => {
+            return Some(Cause::EniConfigElsewhere { name, subnet });
+        }
+        Err(NoSite::Excluded) => return Some(Cause::SubnetsExcluded),
+        Err(NoSite::Unknown) | Ok(_) => {}
+    }
+    let resting = |kind: Kind| {
+        let found = pool
+            .resting_subnets(now)
+            .filter(|(_, resting, _)| *resting == kind)
+            .map(|(subnet, _, until)| (subnet.clone(), until.since(now)));
+        let (subnets, pauses): (Vec<_>, Vec<_>) = found.unzip();
+        Some((subnets, pauses.into_iter().min()?))
+    };
+    // Single addresses are the last resort: without them a pod has nothing.
+    if let Some((subnets, retry_in)) = resting(Kind::Address) {
+        return Some(Cause::SubnetExhausted { subnets, retry_in });
+    }
+    match view.mode() {
+        Mode::Prefixes => {}
+        Mode::Addresses | Mode::Ipv6 => return None,
+    }
+    let (subnets, retry_in) = resting(Kind::Prefix)?;
+    Some(Cause::PrefixesExhausted { subnets, retry_in })
+}
+
+/// Whether an action leads to more addresses.
+fn brings(action: &Action) -> bool {
+    match action {
+        Action::Create(_)
+        | Action::Attach { .. }
+        | Action::Keep { .. }
+        | Action::SetUp { .. }
+        | Action::Assign { .. }
+        | Action::DescribeSubnets => true,
+        Action::Describe { .. }
+        | Action::Unassign { .. }
+        | Action::Tag { .. }
+        | Action::TearDown { .. }
+        | Action::Detach { .. }
+        | Action::Delete { .. } => false,
+    }
+}
+
+/// What is on its way to bring addresses.
+fn under_way(pool: &Pool, now: Timestamp) -> Option<String> {
+    if pool.creating.values().any(|creating| creating.in_flight) {
         return Some("an interface is being created".into());
     }
-    for eni in pool.enis() {
-        let resting = eni.retry.pausing(now);
-        match &eni.stage {
-            Stage::Detached if !resting => return Some(format!("{} is being attached", eni.id())),
-            Stage::Attached(_) | Stage::Kept(_) if !resting => {
-                return Some(format!("{} is being set up", eni.id()));
-            }
-            Stage::Ready(_) if eni.in_flight.is_some_and(|count| count > 0) => {
-                return Some(format!("addresses are being assigned to {}", eni.id()));
-            }
-            Stage::Ready(_) if eni.unsure && !resting => {
-                return Some(format!("{} is being looked up", eni.id()));
-            }
-            Stage::Detached
-            | Stage::Attached(_)
-            | Stage::Kept(_)
-            | Stage::Ready(_)
-            | Stage::Leaving(_)
-            | Stage::Down(_)
-            | Stage::Discarded => {}
-        }
+    if pool.network.describing {
+        return Some("the subnets are being looked up".into());
     }
-    plan(pool, targets, limits, now)
-        .into_iter()
-        .find(|action| match action {
-            Action::Create(_) | Action::Assign { .. } => true,
-            Action::Attach { .. }
-            | Action::Keep { .. }
-            | Action::SetUp { .. }
-            | Action::Describe { .. }
-            | Action::Unassign { .. }
-            | Action::TearDown { .. }
-            | Action::Detach { .. }
-            | Action::Delete { .. } => false,
-        })
-        .map(|action| action.to_string())
+    pool.enis().find_map(|eni| {
+        let resting = eni.retry.pausing(now);
+        let busy = eni.in_flight.is_some();
+        match (&eni.stage, eni.in_flight) {
+            (Stage::Detached, _) if busy => Some(format!("{} is being attached", eni.id())),
+            (Stage::Attached(_) | Stage::Kept(_), _) if busy => {
+                Some(format!("{} is being set up", eni.id()))
+            }
+            (Stage::Ready(_), Some(InFlight::Assign(want))) => {
+                Some(format!("{want} are being assigned to {}", eni.id()))
+            }
+            (Stage::Ready(_), _) if eni.unsure && !resting => {
+                Some(format!("{} is being looked up", eni.id()))
+            }
+            (
+                Stage::Detached
+                | Stage::Attached(_)
+                | Stage::Kept(_)
+                | Stage::Ready(_)
+                | Stage::Leaving(_)
+                | Stage::Down(_)
+                | Stage::Discarded,
+                _,
+            ) => None,
+        }
+    })
 }
 
 /// The shortest pause of anything that would bring addresses.

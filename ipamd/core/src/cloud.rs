@@ -12,9 +12,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::ids::{
     AttachmentId, ClientToken, EniId, InstanceId, InstanceType, Mac, SecurityGroupId, SubnetId,
@@ -23,8 +23,10 @@ use crate::ids::{
 use crate::limits::Limits;
 
 mod error;
+mod want;
 
-pub use error::{CloudError, CloudErrorKind, Operation};
+pub use error::{Budget, CloudError, CloudErrorKind, Operation};
+pub use want::{PREFIX_ADDRESSES, PREFIX_LEN, PREFIX_LEN_V6, Want};
 
 /// Tag that names the instance an interface was made for.
 pub const TAG_INSTANCE: &str = "node.k8s.amazonaws.com/instance_id";
@@ -38,6 +40,12 @@ pub const TAG_CLUSTER: &str = "cluster.k8s.amazonaws.com/name";
 pub const TAG_OWNER: &str = "eks:eni:owner";
 /// Value of [`TAG_OWNER`].
 pub const OWNER: &str = "amazon-vpc-cni";
+/// How the description of an interface begins that was made for pods; the instance's id follows.
+pub const DESCRIPTION: &str = "aws-K8S-";
+/// Tag of subnets: any value but `0` offers the subnet to pods, `0` keeps pods out of it.
+pub const TAG_SUBNET: &str = "kubernetes.io/role/cni";
+/// Tags of subnets that begin so name the clusters that may use them.
+pub const TAG_SUBNET_CLUSTER: &str = "cni.networking.k8s.aws/cluster/";
 
 /// What the instance says of itself. Does not change while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +66,9 @@ pub struct InstanceFacts {
     pub primary_mac: Mac,
     /// The node's address: primary address of the primary interface.
     pub primary_address: Ipv4Addr,
-    /// Subnet of the primary interface; new interfaces are made in it.
+    /// The node's IPv6 address: the first of the primary interface, if its subnet has IPv6.
+    pub primary_ipv6: Option<Ipv6Addr>,
+    /// Subnet of the primary interface; new interfaces are made in it where no other is wanted.
     pub subnet_id: SubnetId,
     /// Block of that subnet.
     pub subnet: Ipv4Net,
@@ -104,18 +114,26 @@ pub struct EniFacts {
     pub subnet: Ipv4Net,
     /// Its own address, never given to a pod.
     pub primary_address: Ipv4Addr,
-    /// The addresses pods can have: all but the primary one.
+    /// Single addresses that pods can have: all but the primary one. EC2 does not list those within prefixes.
     pub secondary_addresses: BTreeSet<Ipv4Addr>,
+    /// Blocks of 16 addresses (`/28`) that are its own, all for pods.
+    pub prefixes: BTreeSet<Ipv4Net>,
+    /// Its IPv6 addresses, never given to pods.
+    pub ipv6_addresses: BTreeSet<Ipv6Addr>,
+    /// Its IPv6 blocks (`/80`), all for pods.
+    pub ipv6_prefixes: BTreeSet<Ipv6Net>,
     /// `None`: made for this instance, but not attached. An interface that is being detached counts as attached.
     pub attachment: Option<Attachment>,
     /// Kind of interface.
     pub kind: EniKind,
+    /// Description, empty if it has none.
+    pub description: String,
     /// Tags, complete.
     pub tags: BTreeMap<String, String>,
 }
 
 impl EniFacts {
-    /// Whether the pool may use it: an ordinary interface on the first card that nobody has forbidden.
+    /// Whether it is an ordinary interface on the first card that nobody has forbidden: what the pool may use.
     pub fn is_usable(&self) -> bool {
         let ordinary = match self.kind {
             EniKind::Interface => true,
@@ -125,15 +143,114 @@ impl EniFacts {
         let forbidden = self.tags.get(TAG_NO_MANAGE).is_some_and(|v| v == "true");
         ordinary && first_card && !forbidden
     }
+
+    /// Whether it was made for this instance, by us or by AWS's agent: we may remove it. The tag alone does not say
+    /// so: an interface that somebody attached by hand carries it too, once it has been adopted.
+    pub fn is_made_for(&self, instance: &InstanceId) -> bool {
+        let tagged = self
+            .tags
+            .get(TAG_INSTANCE)
+            .is_some_and(|v| v == instance.as_str());
+        tagged && self.description.starts_with(DESCRIPTION)
+    }
+
+    /// All that pods can have addresses from.
+    pub fn blocks(&self) -> BTreeSet<IpNet> {
+        let single = self.secondary_addresses.iter();
+        single
+            .map(|address| IpNet::from(std::net::IpAddr::V4(*address)))
+            .chain(self.prefixes.iter().map(|block| IpNet::V4(*block)))
+            .chain(self.ipv6_prefixes.iter().map(|block| IpNet::V6(*block)))
+            .collect()
+    }
 }
 
-/// An interface as instance metadata tells it: cheap to ask, sometimes behind.
+/// An interface as instance metadata tells it: cheap to ask, sometimes behind, without tags and kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenEni {
     /// The interface.
     pub id: EniId,
-    /// All its IPv4 addresses, the primary one included.
+    /// Hardware address.
+    pub mac: Mac,
+    /// Device index on its card.
+    pub device_index: u16,
+    /// Network card.
+    pub card: u16,
+    /// Subnet it lives in.
+    pub subnet_id: SubnetId,
+    /// Block of that subnet.
+    pub subnet: Ipv4Net,
+    /// Its own address; the first that metadata lists.
+    pub primary_address: Ipv4Addr,
+    /// All its single IPv4 addresses, the primary one included.
     pub addresses: BTreeSet<Ipv4Addr>,
+    /// Its `/28`s.
+    pub prefixes: BTreeSet<Ipv4Net>,
+    /// Its IPv6 addresses.
+    pub ipv6_addresses: BTreeSet<Ipv6Addr>,
+    /// Its `/80`s.
+    pub ipv6_prefixes: BTreeSet<Ipv6Net>,
+}
+
+impl SeenEni {
+    /// What EC2 would say, as far as metadata knows: an ordinary interface that ends with the instance, without tags.
+    /// Its attachment has no name, so it cannot be detached.
+    pub fn facts(&self) -> EniFacts {
+        EniFacts {
+            id: self.id.clone(),
+            mac: self.mac,
+            subnet_id: self.subnet_id.clone(),
+            subnet: self.subnet,
+            primary_address: self.primary_address,
+            secondary_addresses: self
+                .addresses
+                .iter()
+                .copied()
+                .filter(|address| *address != self.primary_address)
+                .collect(),
+            prefixes: self.prefixes.clone(),
+            ipv6_addresses: self.ipv6_addresses.clone(),
+            ipv6_prefixes: self.ipv6_prefixes.clone(),
+            attachment: Some(Attachment {
+                id: AttachmentId::new(""),
+                device_index: self.device_index,
+                card: self.card,
+                delete_on_termination: true,
+            }),
+            kind: EniKind::Interface,
+            description: String::new(),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    /// All that pods can have addresses from.
+    pub fn blocks(&self) -> BTreeSet<IpNet> {
+        self.facts().blocks()
+    }
+}
+
+/// A subnet of the instance's VPC and availability zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetFacts {
+    /// The subnet.
+    pub id: SubnetId,
+    /// Its block.
+    pub block: Ipv4Net,
+    /// Addresses that nobody has (AvailableIpAddressCount).
+    pub available: u32,
+    /// Tags, complete.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// An interface that is attached to no instance, for the search for leaked ones ([`crate::sweep`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LooseEni {
+    /// The interface.
+    pub id: EniId,
+    /// Description, empty if it has none.
+    pub description: String,
+    /// Tags, complete.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// All that makes a new interface. A repeat with the same token must carry the same rest: EC2 refuses otherwise.
@@ -145,8 +262,8 @@ pub struct CreateEni {
     pub subnet_id: SubnetId,
     /// Security groups.
     pub security_groups: Vec<SecurityGroupId>,
-    /// Secondary addresses to ask for with it (SecondaryPrivateIpAddressCount).
-    pub addresses: u32,
+    /// What to ask for with it (SecondaryPrivateIpAddressCount, Ipv4PrefixCount, Ipv6PrefixCount); a count may be 0.
+    pub want: Want,
     /// Description, `aws-K8S-<instance>`.
     pub description: String,
     /// Tags, set in the same call (TagSpecifications).
@@ -183,6 +300,17 @@ pub trait Cloud: Send + Sync + 'static {
         eni: &EniId,
     ) -> impl Future<Output = Result<Option<EniFacts>, CloudError>> + Send;
 
+    /// The subnets of the instance's VPC in its availability zone (DescribeSubnets, all pages).
+    fn describe_subnets(&self)
+    -> impl Future<Output = Result<Vec<SubnetFacts>, CloudError>> + Send;
+
+    /// Interfaces of the instance's VPC that are attached to nothing and carry [`TAG_INSTANCE`]; if `cluster` is not
+    /// empty, only those whose [`TAG_CLUSTER`] is `cluster` (DescribeNetworkInterfaces, all pages).
+    fn find_loose_enis(
+        &self,
+        cluster: &str,
+    ) -> impl Future<Output = Result<Vec<LooseEni>, CloudError>> + Send;
+
     /// CreateNetworkInterface with ClientToken. A repeat with the same token answers the same interface.
     fn create_eni(
         &self,
@@ -203,18 +331,27 @@ pub trait Cloud: Send + Sync + 'static {
         attachment: &AttachmentId,
     ) -> impl Future<Output = Result<(), CloudError>> + Send;
 
-    /// AssignPrivateIpAddresses by count. Answers only what is new.
-    fn assign_addresses(
+    /// AssignPrivateIpAddresses or AssignIpv6Addresses by count, as [`Want::operation`] says. Answers only what is new, a
+    /// single address as a block of one.
+    fn assign(
         &self,
         eni: &EniId,
-        count: u32,
-    ) -> impl Future<Output = Result<Vec<Ipv4Addr>, CloudError>> + Send;
+        want: Want,
+    ) -> impl Future<Output = Result<Vec<IpNet>, CloudError>> + Send;
 
-    /// UnassignPrivateIpAddresses.
-    fn unassign_addresses(
+    /// UnassignPrivateIpAddresses or UnassignIpv6Addresses. The blocks are of one kind: single addresses, `/28`s or
+    /// `/80`s.
+    fn unassign(
         &self,
         eni: &EniId,
-        addresses: &BTreeSet<Ipv4Addr>,
+        blocks: &BTreeSet<IpNet>,
+    ) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// CreateTags on an interface: adds these, changes none of the others.
+    fn tag_eni(
+        &self,
+        eni: &EniId,
+        tags: &BTreeMap<String, String>,
     ) -> impl Future<Output = Result<(), CloudError>> + Send;
 
     /// DetachNetworkInterface, not forced. Returns when EC2 has accepted it, not when it is done.

@@ -1,24 +1,25 @@
 //! An EC2 in memory, for tests and simulations: it has the limits of the real one, and fails on request.
 //!
-//! It is one instance in one subnet. It gives the lowest free address first, so that anything reused too early is
-//! reused at once.
+//! It is one instance in a VPC with one subnet or more. It gives the lowest free address first, so that anything reused
+//! too early is reused at once.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::action::{Action, Outcome};
-use crate::cloud::{Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, Operation, SeenEni};
-use crate::ids::{
-    AttachmentId, EniId, InstanceId, InstanceType, Mac, SecurityGroupId, SubnetId, VpcId,
-};
+use crate::cloud::{CloudError, EniFacts, EniKind, InstanceFacts, Operation};
+use crate::ids::{EniId, InstanceId, InstanceType, Mac, SecurityGroupId, SubnetId, VpcId};
 use crate::limits::Limits;
 use crate::pool::Settings;
 
+mod cloud;
 mod state;
+mod subnet;
 
 use state::State;
 
@@ -48,12 +49,7 @@ pub struct Ec2 {
 
 /// Settings with the defaults of the daemon and a fixed seed.
 pub fn settings() -> Settings {
-    Settings {
-        cooldown: Duration::from_secs(30),
-        cluster: String::new(),
-        tags: BTreeMap::new(),
-        seed: 1,
-    }
+    Settings::default()
 }
 
 impl Ec2 {
@@ -74,6 +70,7 @@ impl Ec2 {
             primary_eni: EniId::new("eni-0"),
             primary_mac: Mac([2, 0, 0, 0, 0, 0]),
             primary_address: Ipv4Addr::new(10, 40, 0, 4),
+            primary_ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 4)),
             subnet_id: SubnetId::new("subnet-1"),
             subnet,
             security_groups: vec![SecurityGroupId::new("sg-1")],
@@ -83,6 +80,26 @@ impl Ec2 {
             state: Arc::new(Mutex::new(State::new(facts, limits))),
             delay: None,
         }
+    }
+
+    /// Another subnet in the same zone.
+    #[must_use]
+    pub fn with_subnet(self, id: &str, block: Ipv4Net, tags: &[(&str, &str)]) -> Self {
+        self.lock().add_subnet(SubnetId::new(id), block);
+        self.tag_subnet(id, tags);
+        self
+    }
+
+    /// A subnet has these tags from now on, and no others; `subnet-1` is the primary interface's.
+    pub fn tag_subnet(&self, id: &str, tags: &[(&str, &str)]) {
+        let tags = tags.iter();
+        let tags = tags.map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        self.lock().tag_subnet(&SubnetId::new(id), tags.collect());
+    }
+
+    /// In every `/28` of the subnet that is free somebody takes an address (`true`), or gives it up again (`false`).
+    pub fn fragment(&self, id: &str, fragmented: bool) {
+        self.lock().fragment(&SubnetId::new(id), fragmented);
     }
 
     /// Every call of the [`Cloud`] first waits for what `delay` returns.
@@ -118,6 +135,7 @@ impl Ec2 {
         state.standing.clear();
         state.lagging_reads = 0;
         state.free_left = None;
+        state.mend_subnets();
     }
 
     /// The next `count` reads tell the state before the latest change.
@@ -125,7 +143,7 @@ impl Ec2 {
         self.lock().lagging_reads = count;
     }
 
-    /// The subnet has `count` addresses left (`None`: as many as it has).
+    /// The subnets have `count` addresses left together (`None`: as many as it has).
     pub fn set_free_left(&self, count: Option<u32>) {
         self.lock().free_left = count;
     }
@@ -144,6 +162,25 @@ impl Ec2 {
         }
     }
 
+    /// Who else but us takes a prefix away, or a single address.
+    pub fn take_block(&self, eni: &EniId, net: IpNet) {
+        let mut state = self.lock();
+        state.remember();
+        if let Some(eni) = state.enis.get_mut(eni) {
+            match net {
+                IpNet::V4(net) if net.prefix_len() == 32 => {
+                    eni.secondary_addresses.remove(&net.addr());
+                }
+                IpNet::V4(net) => {
+                    eni.prefixes.remove(&net);
+                }
+                IpNet::V6(net) => {
+                    eni.ipv6_prefixes.remove(&net);
+                }
+            }
+        }
+    }
+
     /// Who else but us takes an interface away.
     pub fn take_eni(&self, eni: &EniId) {
         let mut state = self.lock();
@@ -155,6 +192,12 @@ impl Ec2 {
     pub fn attach_by_hand(&self, device_index: u16, addresses: u32) {
         let mut state = self.lock();
         state.attach_by_hand(device_index, addresses);
+    }
+
+    /// Somebody attaches an interface of a kind that is none of ours, with a tag of ours all the same.
+    pub fn attach_foreign(&self, device_index: u16, kind: EniKind) -> EniId {
+        let mut state = self.lock();
+        state.attach_foreign(device_index, kind)
     }
 
     /// The interfaces as they truly are.
@@ -235,16 +278,24 @@ impl Ec2 {
                 eni.clone(),
                 self.call(Operation::DescribeEnis, |s| Ok(s.read().get(eni).cloned())),
             ),
-            Action::Assign { eni, count } => Outcome::Assigned(
+            Action::Assign { eni, want } => Outcome::Assigned(
                 eni.clone(),
-                *count,
-                self.call(Operation::AssignAddresses, |s| s.assign(eni, *count)),
+                *want,
+                self.call(want.operation(), |s| s.assign(eni, *want)),
             ),
-            Action::Unassign { eni, addresses } => Outcome::Unassigned(
+            Action::Unassign { eni, blocks } => Outcome::Unassigned(
                 eni.clone(),
-                addresses.clone(),
-                self.call(Operation::UnassignAddresses, |s| s.unassign(eni, addresses)),
+                blocks.clone(),
+                self.call(Operation::unassign(blocks), |s| s.unassign(eni, blocks)),
             ),
+            Action::Tag { eni, tags } => Outcome::Tagged(
+                eni.clone(),
+                tags.clone(),
+                self.call(Operation::TagEni, |s| s.tag(eni, tags)),
+            ),
+            Action::DescribeSubnets => {
+                Outcome::Subnets(self.call(Operation::DescribeSubnets, |s| Ok(s.subnets())))
+            }
             Action::TearDown { eni } => Outcome::TornDown(eni.clone(), Ok(())),
             Action::Detach { eni, attachment } => Outcome::Detached(
                 eni.clone(),
@@ -256,108 +307,6 @@ impl Ec2 {
             ),
         }
     }
-
-    /// Waits, calls, and hangs if the fault says so.
-    async fn reply<T: Send>(
-        &self,
-        operation: Operation,
-        act: impl FnOnce(&mut State) -> Result<T, CloudError> + Send,
-    ) -> Result<T, CloudError> {
-        if let Some(delay) = &self.delay {
-            delay(operation).await;
-        }
-        let result = self.call(operation, act);
-        if matches!(&result, Err(error) if error.message == HANG) {
-            std::future::pending::<()>().await;
-        }
-        result
-    }
 }
 
 const HANG: &str = "no reply";
-
-impl Cloud for Ec2 {
-    async fn facts(&self) -> Result<InstanceFacts, CloudError> {
-        self.reply(Operation::Facts, |s| Ok(s.facts.clone())).await
-    }
-
-    async fn limits(&self, _: &InstanceType) -> Result<Limits, CloudError> {
-        self.reply(Operation::Limits, |s| Ok(s.limits)).await
-    }
-
-    async fn vpc_cidrs(&self) -> Result<Vec<ipnet::Ipv4Net>, CloudError> {
-        self.reply(Operation::VpcCidrs, |s| Ok(s.vpc.clone())).await
-    }
-
-    async fn seen_enis(&self) -> Result<Vec<SeenEni>, CloudError> {
-        self.reply(Operation::SeenEnis, |s| {
-            let attached = s.read().values().filter(|e| e.attachment.is_some());
-            Ok(attached
-                .map(|e| SeenEni {
-                    id: e.id.clone(),
-                    addresses: e
-                        .secondary_addresses
-                        .iter()
-                        .copied()
-                        .chain([e.primary_address])
-                        .collect(),
-                })
-                .collect())
-        })
-        .await
-    }
-
-    async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
-        self.reply(Operation::DescribeEnis, |s| {
-            Ok(s.read().values().cloned().collect())
-        })
-        .await
-    }
-
-    async fn describe_eni(&self, eni: &EniId) -> Result<Option<EniFacts>, CloudError> {
-        self.reply(Operation::DescribeEnis, |s| Ok(s.read().get(eni).cloned()))
-            .await
-    }
-
-    async fn create_eni(&self, request: &CreateEni) -> Result<EniFacts, CloudError> {
-        self.reply(Operation::CreateEni, |s| s.create(request))
-            .await
-    }
-
-    async fn attach_eni(&self, eni: &EniId, device_index: u16) -> Result<AttachmentId, CloudError> {
-        self.reply(Operation::AttachEni, |s| s.attach(eni, device_index))
-            .await
-    }
-
-    async fn keep_with_instance(
-        &self,
-        eni: &EniId,
-        attachment: &AttachmentId,
-    ) -> Result<(), CloudError> {
-        self.reply(Operation::KeepWithInstance, |s| s.keep(eni, attachment))
-            .await
-    }
-
-    async fn assign_addresses(&self, eni: &EniId, count: u32) -> Result<Vec<Ipv4Addr>, CloudError> {
-        self.reply(Operation::AssignAddresses, |s| s.assign(eni, count))
-            .await
-    }
-
-    async fn unassign_addresses(
-        &self,
-        eni: &EniId,
-        addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<(), CloudError> {
-        self.reply(Operation::UnassignAddresses, |s| s.unassign(eni, addresses))
-            .await
-    }
-
-    async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {
-        self.reply(Operation::DetachEni, |s| s.detach(attachment))
-            .await
-    }
-
-    async fn delete_eni(&self, eni: &EniId) -> Result<(), CloudError> {
-        self.reply(Operation::DeleteEni, |s| s.delete(eni)).await
-    }
-}

@@ -154,6 +154,46 @@ impl Timestamp {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// Reads a date of RFC 3339, in whole seconds and from 1970 on: `2026-01-31T09:05:00Z`, `…T11:05:00.25+02:00`.
+    /// `None` if it is none.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let number = |from: usize, to: usize| -> Option<u64> {
+            let digits = text.get(from..to)?;
+            let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+            plain.then(|| digits.parse().ok()).flatten()
+        };
+        let marks = [(4, "-"), (7, "-"), (13, ":"), (16, ":")];
+        let marked = marks
+            .iter()
+            .all(|(at, mark)| text.get(*at..at + 1) == Some(*mark));
+        if !marked || !matches!(text.get(10..11), Some("T" | "t" | " ")) {
+            return None;
+        }
+        let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let (hours, minutes, seconds) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+        if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+            return None;
+        }
+        if hours > 23 || minutes > 59 || seconds > 60 {
+            return None;
+        }
+        let rest = text.get(19..)?;
+        let zone = rest.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+        let offset = match zone.as_bytes() {
+            [b'Z' | b'z'] => 0,
+            [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
+                let start = text.len() - 5;
+                let ahead = number(start, start + 2)? * 3600 + number(start + 3, start + 5)? * 60;
+                let ahead = i64::try_from(ahead).ok()?;
+                if *sign == b'+' { -ahead } else { ahead }
+            }
+            _ => return None,
+        };
+        let local = days(year, month, day) * 86_400 + hours * 3600 + minutes * 60 + seconds;
+        let seconds = local.checked_add_signed(offset)?;
+        Some(Self::from_unix(Duration::from_secs(seconds)))
+    }
+
     /// As RFC 3339 in whole seconds: `2026-01-31T09:05:00Z`.
     pub fn rfc3339(self) -> String {
         let seconds = self.0 / 1_000_000_000;
@@ -197,6 +237,19 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
+/// The reverse of [`civil`].
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let (year, month) = if month <= 2 {
+        (year - 1, month + 9)
+    } else {
+        (year, month - 3)
+    };
+    let (era, year_of_era) = (year / 400, year % 400);
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +265,33 @@ mod tests {
         ] {
             let moment = Timestamp::from_unix(Duration::from_secs(seconds));
             assert_eq!(moment.rfc3339(), text, "{seconds}");
+            assert_eq!(Timestamp::parse_rfc3339(text), Some(moment), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_read_with_its_zone_and_nonsense_is_none() {
+        let noon = Timestamp::parse_rfc3339("2026-01-31T12:00:00Z");
+        for text in [
+            "2026-01-31T14:00:00+02:00",
+            "2026-01-31T07:30:00-04:30",
+            "2026-01-31T12:00:00.987654Z",
+            "2026-01-31t12:00:00z",
+        ] {
+            assert_eq!(Timestamp::parse_rfc3339(text), noon, "{text}");
+        }
+        for text in [
+            "",
+            "2026-01-31",
+            "2026-01-31T12:00:00",
+            "2026-13-31T12:00:00Z",
+            "2026-01-31T12:00:00+2:00",
+            "1969-12-31T12:00:00Z",
+            "+026-01-31T12:00:00Z",
+            "2026-01-31T12:00:00ü",
+            "1970-01-01T00:00:00+02:00",
+        ] {
+            assert_eq!(Timestamp::parse_rfc3339(text), None, "{text}");
         }
     }
 

@@ -13,7 +13,7 @@
 //! let now = Timestamp::from_unix(Duration::from_secs(1_700_000_000));
 //! let mut pool = Pool::new(&ec2.instance(), fake::settings());
 //! pool.reconcile(&ec2.enis(), now);
-//! for action in plan(&pool, &Targets::default(), &ec2.instance_limits(), now) {
+//! for action in plan(&pool, &Targets::default(), &ec2.instance_limits(), 0, now) {
 //!     pool.begin(&action, now);
 //!     let outcome = ec2.carry_out(&action);
 //!     pool.apply(outcome, now);
@@ -22,6 +22,7 @@
 //! ```
 
 pub mod action;
+pub mod bucket;
 pub mod cause;
 pub mod cloud;
 #[cfg(feature = "fake")]
@@ -31,3 +32,4 @@ pub mod limits;
 pub mod plan;
 pub mod pool;
 pub mod retry;
+pub mod sweep;

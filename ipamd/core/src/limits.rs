@@ -1,12 +1,28 @@
-//! What an instance type can hold: interfaces, and addresses on each.
+//! What an instance type can hold: interfaces, and addresses or prefixes on each.
 
 use thiserror::Error;
+
+use crate::cloud::PREFIX_ADDRESSES;
+
+/// What pods get their addresses from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Single IPv4 addresses.
+    #[default]
+    Addresses,
+    /// IPv4 prefixes (`/28`, ENABLE_PREFIX_DELEGATION).
+    Prefixes,
+    /// One IPv6 prefix (`/80`, ENABLE_IPv6).
+    Ipv6,
+}
 
 /// How many interfaces an instance can have and how many IPv4 addresses each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     enis: u16,
     addresses_per_eni: u16,
+    prefixes: bool,
+    vcpus: Option<u32>,
 }
 
 /// Numbers that no instance type has.
@@ -19,9 +35,18 @@ pub struct BadLimits {
     addresses_per_eni: u16,
 }
 
+/// Below so many vCPUs a node with prefixes should have [`PODS_SMALL`] pods at most (EKS User Guide, "Assign more IP
+/// addresses to Amazon EKS nodes with prefixes").
+const VCPUS_LARGE: u32 = 30;
+/// Pods that EKS recommends at most for instances below [`VCPUS_LARGE`] vCPUs.
+const PODS_SMALL: u32 = 110;
+/// Pods that EKS recommends at most for all others.
+const PODS_LARGE: u32 = 250;
+
 impl Limits {
     /// Limits of a type: `enis` interfaces (the primary one included, on the default network card),
-    /// `addresses_per_eni` IPv4 addresses on each (its primary address included).
+    /// `addresses_per_eni` IPv4 addresses on each (its primary address included). Without prefixes, and with an unknown
+    /// number of vCPUs.
     ///
     /// # Errors
     /// When either is zero.
@@ -35,7 +60,24 @@ impl Limits {
         Ok(Self {
             enis,
             addresses_per_eni,
+            prefixes: false,
+            vcpus: None,
         })
+    }
+
+    /// Whether its interfaces can have prefixes: Nitro and bare metal.
+    #[must_use]
+    pub fn with_prefixes(self, prefixes: bool) -> Self {
+        Self { prefixes, ..self }
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn with_vcpus(self, vcpus: u32) -> Self {
+        Self {
+            vcpus: Some(vcpus),
+            ..self
+        }
     }
 
     /// Interfaces, the primary one included.
@@ -43,14 +85,46 @@ impl Limits {
         u32::from(self.enis)
     }
 
-    /// Addresses that an interface can give to pods: all but its own.
-    pub fn pod_addresses_per_eni(&self) -> u32 {
+    /// Whether its interfaces can have prefixes.
+    pub fn can_have_prefixes(&self) -> bool {
+        self.prefixes
+    }
+
+    /// vCPUs, if known.
+    pub fn vcpus(&self) -> Option<u32> {
+        self.vcpus
+    }
+
+    /// Places on an interface for what serves pods: all its addresses but its own. A prefix takes one, as a single
+    /// address does.
+    pub fn places_per_eni(&self) -> u32 {
         u32::from(self.addresses_per_eni) - 1
     }
 
-    /// The kubelet's max-pods for the type: every pod address, and two agents on the host's network.
-    pub fn max_pods(&self) -> u32 {
-        self.enis() * self.pod_addresses_per_eni() + 2
+    /// Addresses that an interface can give to pods, IPv4 only.
+    pub fn pod_addresses_per_eni(&self, mode: Mode) -> u32 {
+        match mode {
+            Mode::Addresses => self.places_per_eni(),
+            Mode::Prefixes => self.places_per_eni() * PREFIX_ADDRESSES,
+            Mode::Ipv6 => u32::MAX,
+        }
+    }
+
+    /// The kubelet's max-pods for the type: every pod address of the interfaces that serve pods (`custom`: all but the
+    /// primary one), and two agents on the host's network. With prefixes (also IPv6's) no more than EKS recommends for
+    /// the number of vCPUs; where that is not known, as for a small one.
+    pub fn max_pods(&self, mode: Mode, custom: bool) -> u32 {
+        let enis = self.enis() - u32::from(custom);
+        let recommended = match self.vcpus {
+            Some(vcpus) if vcpus >= VCPUS_LARGE => PODS_LARGE,
+            Some(_) | None => PODS_SMALL,
+        };
+        let counted = |mode| enis.saturating_mul(self.pod_addresses_per_eni(mode)) + 2;
+        match mode {
+            Mode::Addresses => counted(mode),
+            Mode::Prefixes => counted(mode).min(recommended),
+            Mode::Ipv6 => counted(Mode::Prefixes).min(recommended),
+        }
     }
 }
 
@@ -67,8 +141,33 @@ mod tests {
             ("m5.4xlarge", 8, 30, 234),
         ] {
             let limits = Limits::new(enis, addresses).unwrap();
-            assert_eq!(limits.max_pods(), pods, "{name}");
+            assert_eq!(limits.max_pods(Mode::Addresses, false), pods, "{name}");
         }
+    }
+
+    #[test]
+    fn max_pods_of_other_modes_is_what_eks_computes() {
+        let c5_large = Limits::new(3, 10).unwrap().with_vcpus(2);
+        let m5_24xlarge = Limits::new(15, 50).unwrap().with_vcpus(96);
+        let t3_nano = Limits::new(2, 2).unwrap().with_vcpus(2);
+        for (name, limits, mode, custom, pods) in [
+            ("custom networking", c5_large, Mode::Addresses, true, 20),
+            ("prefixes, small", c5_large, Mode::Prefixes, false, 110),
+            ("prefixes, large", m5_24xlarge, Mode::Prefixes, false, 250),
+            ("prefixes, tiny", t3_nano, Mode::Prefixes, false, 34),
+            (
+                "prefixes and custom, tiny",
+                t3_nano,
+                Mode::Prefixes,
+                true,
+                18,
+            ),
+            ("IPv6, large", m5_24xlarge, Mode::Ipv6, false, 250),
+        ] {
+            assert_eq!(limits.max_pods(mode, custom), pods, "{name}");
+        }
+        let unknown = Limits::new(15, 50).unwrap();
+        assert_eq!(unknown.max_pods(Mode::Prefixes, false), 110);
     }
 
     #[test]

@@ -10,42 +10,96 @@
 //! lag. What it cannot know (a lost reply) it marks as in doubt and has looked up.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use crate::bucket::Bucket;
 use crate::cloud::{
-    CreateEni, InstanceFacts, OWNER, SeenEni, TAG_CLUSTER, TAG_CREATED, TAG_INSTANCE, TAG_OWNER,
+    CreateEni, DESCRIPTION, EniFacts, InstanceFacts, OWNER, SeenEni, TAG_CLUSTER, TAG_CREATED,
+    TAG_INSTANCE, TAG_NO_MANAGE, TAG_OWNER, Want,
 };
-use crate::ids::{
-    ClientToken, EniId, InstanceId, PodKey, PodName, SecurityGroupId, SubnetId, Timestamp,
-};
+use crate::ids::{ClientToken, EniId, InstanceId, PodKey, SecurityGroupId, SubnetId, Timestamp};
+use crate::limits::Mode;
 use crate::retry::{Jitter, Retry};
 
 mod apply;
+mod block;
+mod demand;
 mod eni;
 mod lease;
+mod network;
 mod reconcile;
 mod restore;
 
-pub use eni::{Eni, Held, Place, Slot, Stage};
+pub use block::{Block, Leaving, Slot};
+pub(crate) use demand::{Demand, HOLD};
+pub use eni::{Eni, Place, Stage};
+pub(crate) use eni::{InFlight, sum};
 pub use lease::{Assignment, Empty, Lease, Released};
+pub use network::EniConfig;
+use network::Network;
+pub(crate) use network::{EXHAUSTED_PAUSE, Kind, NoSite, Site};
 pub use reconcile::Changes;
 pub use restore::{Entry, RestoreError};
 
 /// For so long after a change a reading call may still tell the state before it.
 pub const READS_MAY_LAG: Duration = Duration::from_secs(60);
 
+/// What may be asked of EC2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Provisioning {
+    /// Everything.
+    #[default]
+    Full,
+    /// Nothing that changes anything: what is attached is used (DISABLE_NETWORK_RESOURCE_PROVISIONING).
+    AttachedOnly,
+    /// Nothing at all: instance metadata tells what is attached (ENABLE_IMDS_ONLY_MODE).
+    MetadataOnly,
+}
+
 /// What does not change while the daemon runs.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What pods get their addresses from.
+    pub mode: Mode,
     /// How long an address rests between two pods.
     pub cooldown: Duration,
     /// Name of the cluster, for tags; empty if unknown.
     pub cluster: String,
     /// Tags for interfaces, beside our own.
     pub tags: BTreeMap<String, String>,
+    /// Interfaces of pods are made where the node's ENIConfig says; the primary one serves none.
+    pub custom_networking: bool,
+    /// Interfaces of pods may be made in all subnets of the zone that are tagged for it, not the primary one's alone.
+    pub subnet_discovery: bool,
+    /// Attached interfaces that carry no tag of ours are used too.
+    pub manage_untagged: bool,
+    /// Interfaces come and go also while the node takes no new pods.
+    pub manage_unschedulable: bool,
+    /// What may be asked of EC2.
+    pub provisioning: Provisioning,
     /// Seed of pauses and of client tokens; different for every start of the daemon.
     pub seed: u64,
+}
+
+impl Default for Settings {
+    /// The defaults of AWS's daemon, and seed 1.
+    fn default() -> Self {
+        Self {
+            mode: Mode::Addresses,
+            cooldown: Duration::from_secs(30),
+            cluster: String::new(),
+            tags: BTreeMap::new(),
+            custom_networking: false,
+            subnet_discovery: true,
+            manage_untagged: true,
+            manage_unschedulable: false,
+            provisioning: Provisioning::Full,
+            seed: 1,
+        }
+    }
 }
 
 /// Numbers for metrics, all of one moment.
@@ -61,6 +115,8 @@ pub struct Stats {
     pub available: u32,
     /// Addresses that rest.
     pub cooling: u32,
+    /// Prefixes held, except those being given back.
+    pub prefixes: u32,
     /// Interfaces that vanished under us since the start.
     pub lost_enis: u64,
     /// Addresses that vanished under us since the start.
@@ -72,15 +128,6 @@ pub struct Stats {
 pub(crate) struct Creating {
     pub(crate) request: CreateEni,
     pub(crate) in_flight: bool,
-}
-
-/// What we know of a subnet's room.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Room {
-    /// Not asked before this.
-    pub(crate) paused_until: Option<Timestamp>,
-    /// After a refusal: ask for no more than this at once; grows with success.
-    pub(crate) ask: Option<u32>,
 }
 
 /// The pool.
@@ -95,19 +142,22 @@ pub struct Pool {
     /// Attached interfaces that are not ours to use, with their device index: they take room.
     pub(crate) foreign: BTreeMap<EniId, u16>,
     /// Where each lease is; the slot has the rest.
-    pub(crate) leases: BTreeMap<PodKey, (EniId, Ipv4Addr)>,
+    pub(crate) leases: BTreeMap<PodKey, (EniId, IpAddr)>,
     /// Leases whose address the cloud does not show (any more): kept until the pod goes.
     pub(crate) orphans: BTreeMap<PodKey, Lease>,
-    pub(crate) creating: Option<Creating>,
+    /// Creates that are not finished.
+    pub(crate) creating: BTreeMap<ClientToken, Creating>,
     /// Addresses that rest after a pod, but that no interface of ours holds: they rest on if they come back.
-    pub(crate) resting: BTreeMap<Ipv4Addr, Timestamp>,
-    /// Addresses given back lately.
-    pub(crate) released: BTreeMap<Ipv4Addr, Timestamp>,
+    pub(crate) resting: BTreeMap<IpAddr, Timestamp>,
+    /// Blocks given back lately.
+    pub(crate) released: BTreeMap<IpNet, Timestamp>,
     /// Interfaces deleted lately.
     pub(crate) gone: BTreeMap<EniId, Timestamp>,
-    pub(crate) rooms: BTreeMap<SubnetId, Room>,
-    /// All calls rest.
-    pub(crate) throttle: Retry,
+    pub(crate) network: Network,
+    pub(crate) demand: Demand,
+    /// The node takes no new pods.
+    pub(crate) unschedulable: bool,
+    pub(crate) bucket: Bucket,
     /// Creating rests.
     pub(crate) growth: Retry,
     /// The instance takes no more interfaces, whatever its limits say.
@@ -126,6 +176,7 @@ impl Pool {
     /// An empty pool; [`Pool::reconcile`] with a full description fills it.
     pub fn new(facts: &InstanceFacts, settings: Settings) -> Self {
         let jitter = Jitter::new(settings.seed);
+        let bucket = Bucket::new(settings.seed);
         Self {
             instance_id: facts.instance_id.clone(),
             primary_eni: facts.primary_eni.clone(),
@@ -136,12 +187,14 @@ impl Pool {
             foreign: BTreeMap::new(),
             leases: BTreeMap::new(),
             orphans: BTreeMap::new(),
-            creating: None,
+            creating: BTreeMap::new(),
             resting: BTreeMap::new(),
             released: BTreeMap::new(),
             gone: BTreeMap::new(),
-            rooms: BTreeMap::new(),
-            throttle: Retry::default(),
+            network: Network::new(),
+            demand: Demand::default(),
+            unschedulable: false,
+            bucket,
             growth: Retry::default(),
             eni_limit_until: None,
             last_decrease: None,
@@ -164,6 +217,27 @@ impl Pool {
         self.enis.get(id)
     }
 
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The bucket that all calls to EC2 draw on: actions do so by themselves ([`Pool::begin`], [`Pool::apply`]), whoever
+    /// makes other calls notes them here.
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    /// See [`Pool::bucket`].
+    pub fn bucket_mut(&mut self) -> &mut Bucket {
+        &mut self.bucket
+    }
+
+    /// Whether the node takes new pods. While it does not, interfaces neither come nor go, unless the settings say so.
+    pub fn set_unschedulable(&mut self, unschedulable: bool) {
+        self.unschedulable = unschedulable;
+    }
+
     /// Numbers for metrics.
     pub fn stats(&self, now: Timestamp) -> Stats {
         let mut stats = Stats {
@@ -176,43 +250,43 @@ impl Pool {
             if !eni.stage.is_coming_or_ready() {
                 continue;
             }
-            stats.total += eni.total();
+            stats.total = stats.total.saturating_add(eni.total());
             stats.assigned += eni.assigned();
             stats.cooling += eni.cooling(now);
-            if eni.stage.is_ready() {
-                stats.available += eni.free(now);
+            let prefixes = eni.blocks().filter(|b| b.is_prefix() && !b.is_leaving());
+            stats.prefixes += sum(prefixes.map(|_| 1));
+            if eni.stage.is_ready() && self.serves(eni) {
+                stats.available = stats.available.saturating_add(eni.free(now));
             }
         }
         stats
     }
 
-    /// Whether it serves at all: an interface is ready and holds an address, free or not.
+    /// Whether it serves at all: an interface is ready, may serve and holds an address, free or not.
     pub fn can_serve(&self) -> bool {
         self.enis
             .values()
-            .any(|e| e.stage.is_ready() && e.total() > 0)
+            .any(|e| e.stage.is_ready() && e.total() > 0 && self.serves(e))
     }
 
     /// The next moment at which time alone makes an address free; `None` if none rests.
     pub fn next_cooled(&self, now: Timestamp) -> Option<Timestamp> {
         self.enis
             .values()
-            .filter(|e| e.stage.is_ready())
-            .flat_map(|e| e.slots.values())
-            .filter_map(|held| match held.slot {
-                Slot::Cooling { until } if now < until => Some(until),
-                Slot::Cooling { .. }
-                | Slot::Free { .. }
-                | Slot::Assigned { .. }
-                | Slot::Leaving { .. } => None,
-            })
+            .filter(|e| e.stage.is_ready() && self.serves(e))
+            .flat_map(|e| e.blocks.values())
+            .filter(|block| !block.is_leaving())
+            .flat_map(|block| block.resting(now))
+            .map(|(_, until)| until)
             .min()
     }
 
     /// Whether instance metadata shows something else than we hold, beyond what a change under way explains.
     pub fn differs(&self, seen: &[SeenEni], now: Timestamp) -> bool {
-        let shown: BTreeMap<&EniId, &BTreeSet<Ipv4Addr>> =
-            seen.iter().map(|s| (&s.id, &s.addresses)).collect();
+        let shown: BTreeMap<&EniId, BTreeSet<IpNet>> = seen
+            .iter()
+            .map(|seen| (&seen.id, self.relevant(seen.blocks())))
+            .collect();
         let unknown = shown.keys().any(|id| {
             !self.enis.contains_key(*id)
                 && !self.foreign.contains_key(*id)
@@ -226,14 +300,13 @@ impl Pool {
                 let attached = eni.stage.place().is_some();
                 match shown.get(&eni.id) {
                     None => settled && attached,
-                    Some(addresses) => {
-                        let new = addresses.iter().any(|a| {
-                            *a != eni.primary_address
-                                && !eni.slots.contains_key(a)
-                                && !self.released.contains_key(a)
+                    Some(blocks) => {
+                        let new = blocks.iter().any(|net| {
+                            !eni.blocks.contains_key(net) && !self.released.contains_key(net)
                         });
-                        let missing = eni.slots.iter().any(|(a, held)| {
-                            !addresses.contains(a) && now.since(held.acquired) > READS_MAY_LAG
+                        let missing = eni.blocks.values().any(|block| {
+                            !blocks.contains(&block.net())
+                                && now.since(block.acquired) > READS_MAY_LAG
                         });
                         !attached || new || (settled && missing)
                     }
@@ -241,42 +314,69 @@ impl Pool {
             })
     }
 
+    /// Of an interface's blocks those of the family that pods have.
+    pub(crate) fn relevant(&self, blocks: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+        let wanted = |net: &IpNet| match (self.settings.mode, net) {
+            (Mode::Addresses | Mode::Prefixes, IpNet::V4(_)) | (Mode::Ipv6, IpNet::V6(_)) => true,
+            (Mode::Addresses | Mode::Prefixes, IpNet::V6(_)) | (Mode::Ipv6, IpNet::V4(_)) => false,
+        };
+        blocks.into_iter().filter(wanted).collect()
+    }
+
+    /// Whether the pool may use an interface: the primary one always; others by kind, card and tags.
+    pub(crate) fn may_use(&self, facts: &EniFacts) -> bool {
+        if facts.id == self.primary_eni {
+            return true;
+        }
+        let tagged = facts
+            .tags
+            .get(TAG_INSTANCE)
+            .is_some_and(|v| v == self.instance_id.as_str());
+        let asked_for = tagged || facts.tags.contains_key(TAG_NO_MANAGE);
+        facts.is_usable() && (self.settings.manage_untagged || asked_for)
+    }
+
     /// Whether the cloud should be asked for everything soon; asking clears it.
     pub fn take_survey_wanted(&mut self) -> bool {
         std::mem::take(&mut self.survey_wanted)
     }
 
-    /// The request for a new interface, with a token of its own.
-    pub(crate) fn new_request(&self, addresses: u32, now: Timestamp) -> CreateEni {
-        let mut tags = self.settings.tags.clone();
-        tags.insert(TAG_INSTANCE.into(), self.instance_id.to_string());
+    /// The request for the `nth` new interface of a plan, with a token of its own.
+    pub(crate) fn new_request(
+        &self,
+        site: &Site,
+        want: Want,
+        nth: u64,
+        now: Timestamp,
+    ) -> CreateEni {
+        let mut tags = self.tags();
         tags.insert(TAG_CREATED.into(), now.rfc3339());
-        if !self.settings.cluster.is_empty() {
-            tags.insert(TAG_CLUSTER.into(), self.settings.cluster.clone());
-            tags.insert(TAG_OWNER.into(), OWNER.into());
-        }
         // At most 64 ASCII characters; the instance keeps two nodes apart, the seed two starts of the daemon.
         let token = format!(
             "{}-{:016x}-{}",
-            self.instance_id, self.settings.seed, self.serial
+            self.instance_id,
+            self.settings.seed,
+            self.serial + nth
         );
         CreateEni {
             token: ClientToken::new(token),
-            subnet_id: self.subnet_id.clone(),
-            security_groups: self.security_groups.clone(),
-            addresses,
-            description: format!("aws-K8S-{}", self.instance_id),
+            subnet_id: site.subnet_id.clone(),
+            security_groups: site.security_groups.clone(),
+            want,
+            description: format!("{DESCRIPTION}{}", self.instance_id),
             tags,
         }
     }
 
-    /// Name of the pod that has a lease under `key`.
-    pub fn pod_of(&self, key: &PodKey) -> Option<&PodName> {
-        let (eni, address) = self.leases.get(key)?;
-        match &self.enis.get(eni)?.slots.get(address)?.slot {
-            Slot::Assigned { pod, .. } => Some(pod),
-            Slot::Free { .. } | Slot::Cooling { .. } | Slot::Leaving { .. } => None,
+    /// The tags that every interface in the pool should carry.
+    pub(crate) fn tags(&self) -> BTreeMap<String, String> {
+        let mut tags = self.settings.tags.clone();
+        tags.insert(TAG_INSTANCE.into(), self.instance_id.to_string());
+        if !self.settings.cluster.is_empty() {
+            tags.insert(TAG_CLUSTER.into(), self.settings.cluster.clone());
+            tags.insert(TAG_OWNER.into(), OWNER.into());
         }
+        tags
     }
 
     /// Forgets what was only remembered because reads lag.

@@ -25,6 +25,16 @@ impl Jitter {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to below 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// `pause`, made longer by up to a quarter.
+    pub fn spread_up(&mut self, pause: Duration) -> Duration {
+        pause.mul_f64(1.0 + self.unit() / 4.0)
+    }
+
     /// `pause`, made longer or shorter by up to a quarter.
     pub fn spread(&mut self, pause: Duration) -> Duration {
         let percent = 75 + self.next() % 51;

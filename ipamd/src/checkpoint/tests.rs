@@ -8,9 +8,9 @@ fn read(text: &str) -> Result<Checkpoint, CheckpointError> {
     Checkpoint::parse(text.as_bytes(), Path::new("/x/ipam.json"))
 }
 
-fn resting(last: u8, until: u64) -> (Ipv4Addr, Timestamp) {
+fn resting(last: u8, until: u64) -> (IpAddr, Timestamp) {
     (
-        Ipv4Addr::new(10, 0, 1, last),
+        IpAddr::from([10, 0, 1, last]),
         Timestamp::from_unix_nanos(until),
     )
 }
@@ -21,7 +21,7 @@ fn awss_file_is_read() {
     let first = &checkpoint.entries[0];
     assert_eq!(first.key.to_string(), "aws-cni/c1/eth0");
     assert_eq!(first.pod.to_string(), "default/web-0");
-    assert_eq!(first.address, Ipv4Addr::new(10, 0, 1, 2));
+    assert_eq!(first.address, IpAddr::from([10, 0, 1, 2]));
     assert_eq!(first.since.unix_nanos(), 1_700_000_000_000_000_001);
     assert_eq!(checkpoint.entries.len(), 2);
     assert_eq!(checkpoint.entries[1].pod, PodName::default());
@@ -164,8 +164,8 @@ fn a_file_that_cannot_be_understood_is_refused_with_what_to_do() {
             "address \"x\"",
         ),
         (
-            r#"{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"n","containerID":"c","ifName":"i","ipv6":"fd00::1"}]}"#,
-            "IPv6",
+            r#"{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"n","containerID":"c","ifName":"i","ipv4":"10.0.1.2","ipv6":"fd00::1"}]}"#,
+            "either family",
         ),
     ] {
         let error = read(text).unwrap_err().to_string();
@@ -173,4 +173,13 @@ fn a_file_that_cannot_be_understood_is_refused_with_what_to_do() {
         assert!(error.contains("drain the node"), "{error}");
         assert!(error.contains("/x/ipam.json"), "{error}");
     }
+}
+
+#[test]
+fn an_ipv6_nodes_file_is_read_and_written() {
+    let text = r#"{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"aws-cni","containerID":"c1","ifName":"eth0","ipv6":"2001:db8::5","allocationTimestamp":1,"metadata":{"k8sPodNamespace":"default","k8sPodName":"web-0","interfacesCount":1}}]}"#;
+    let checkpoint = Checkpoint::parse(text.as_bytes(), Path::new("/x/ipam.json")).unwrap();
+    let address: IpAddr = "2001:db8::5".parse().unwrap();
+    assert_eq!(checkpoint.entries[0].address, address);
+    assert_eq!(checkpoint.leases_json().unwrap(), text.as_bytes());
 }

@@ -1,7 +1,7 @@
 //! The two files as JSON: AWS's, and ours of what rests.
 
 use std::borrow::Cow;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
 use selvage_ipamd_core::pool::Entry;
@@ -50,12 +50,12 @@ pub(super) fn parse_leases(text: &[u8]) -> Result<(Vec<Entry>, Resting), Wrong> 
     let entries = document.allocations.into_iter().map(Allocation::entry);
     let entries = entries.collect::<Result<_, _>>().map_err(Wrong::Corrupt)?;
     let cooling = document.cooling.into_iter();
-    let cooling = cooling.map(|c| (c.ipv4, Timestamp::from_unix_nanos(c.until)));
+    let cooling = cooling.map(|c| (IpAddr::V4(c.ipv4), Timestamp::from_unix_nanos(c.until)));
     Ok((entries, cooling.collect()))
 }
 
 /// What rests, and until when.
-pub(super) fn cooling_json(resting: &[(Ipv4Addr, Timestamp)]) -> serde_json::Result<Vec<u8>> {
+pub(super) fn cooling_json(resting: &[(IpAddr, Timestamp)]) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&CoolingDocument {
         version: COOLING_VERSION.into(),
         cooling: resting
@@ -96,7 +96,7 @@ struct CoolingDocument<'a> {
 
 #[derive(Serialize, Deserialize)]
 struct Rest {
-    address: Ipv4Addr,
+    address: IpAddr,
     /// Unix time in nanoseconds.
     until: u64,
 }
@@ -161,12 +161,16 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Allocatio
 
 impl<'a> Allocation<'a> {
     fn of(entry: &'a Entry) -> Self {
+        let (ipv4, ipv6) = match entry.address {
+            IpAddr::V4(address) => (Some(address.to_string().into()), None),
+            IpAddr::V6(address) => (None, Some(address.to_string().into())),
+        };
         Allocation {
             network_name: Cow::Borrowed(&entry.key.network_name),
             container_id: Cow::Borrowed(&entry.key.container_id),
             if_name: Cow::Borrowed(&entry.key.if_name),
-            ipv4: Some(entry.address.to_string().into()),
-            ipv6: None,
+            ipv4,
+            ipv6,
             allocation_timestamp: i64::try_from(entry.since.unix_nanos()).unwrap_or(i64::MAX),
             metadata: Metadata {
                 namespace: Cow::Borrowed(&entry.pod.namespace),
@@ -182,21 +186,22 @@ impl<'a> Allocation<'a> {
             container_id: self.container_id.into_owned(),
             if_name: self.if_name.into_owned(),
         };
-        if self.ipv6.as_deref().is_some_and(|a| !a.is_empty()) {
-            return Err(format!(
-                "{key} has an IPv6 address: written by an IPv6 node"
-            ));
-        }
         if self.metadata.interfaces > 1 {
             return Err(format!(
                 "{key} has {} interfaces: written by a node with several network cards",
                 self.metadata.interfaces
             ));
         }
-        let text = self.ipv4.unwrap_or_default();
-        let address = text
-            .parse()
-            .map_err(|_| format!("{key} has the address {text:?}"))?;
+        // Go leaves out the field of the other family, or writes it empty.
+        let ipv4 = self.ipv4.filter(|text| !text.is_empty());
+        let ipv6 = self.ipv6.filter(|text| !text.is_empty());
+        let address = match (ipv4, ipv6) {
+            (Some(text), None) => text.parse().map(IpAddr::V4).map_err(|_| text),
+            (None, Some(text)) => text.parse().map(IpAddr::V6).map_err(|_| text),
+            (Some(_), Some(_)) => return Err(format!("{key} has an address of either family")),
+            (None, None) => Err(Cow::Borrowed("")),
+        };
+        let address = address.map_err(|text| format!("{key} has the address {text:?}"))?;
         Ok(Entry {
             key,
             pod: PodName {

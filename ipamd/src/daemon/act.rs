@@ -76,15 +76,24 @@ pub(crate) async fn carry_out<C: Cloud, H: Host, E: EventSink>(
             let result = call(shared, Operation::DescribeEnis, reply).await;
             Outcome::Described(eni, result)
         }
-        Action::Assign { eni, count } => {
-            let reply = cloud.assign_addresses(&eni, count);
-            let result = call(shared, Operation::AssignAddresses, reply).await;
-            Outcome::Assigned(eni, count, result)
+        Action::Assign { eni, want } => {
+            let reply = cloud.assign(&eni, want);
+            let result = call(shared, want.operation(), reply).await;
+            Outcome::Assigned(eni, want, result)
         }
-        Action::Unassign { eni, addresses } => {
-            let reply = cloud.unassign_addresses(&eni, &addresses);
-            let result = call(shared, Operation::UnassignAddresses, reply).await;
-            Outcome::Unassigned(eni, addresses, result)
+        Action::Unassign { eni, blocks } => {
+            let reply = cloud.unassign(&eni, &blocks);
+            let result = call(shared, Operation::unassign(&blocks), reply).await;
+            Outcome::Unassigned(eni, blocks, result)
+        }
+        Action::Tag { eni, tags } => {
+            let reply = cloud.tag_eni(&eni, &tags);
+            let result = call(shared, Operation::TagEni, reply).await;
+            Outcome::Tagged(eni, tags, result)
+        }
+        Action::DescribeSubnets => {
+            let reply = cloud.describe_subnets();
+            Outcome::Subnets(call(shared, Operation::DescribeSubnets, reply).await)
         }
         Action::Detach { eni, attachment } => {
             let reply = cloud.detach_eni(&attachment);

@@ -42,7 +42,7 @@ const WAITING: usize = 512;
 
 /// What a task has to say when it ends.
 enum Done {
-    Outcome(Outcome),
+    Outcome(Box<Outcome>),
     Seen(Result<Vec<SeenEni>, CloudError>),
     Described(Result<Vec<EniFacts>, CloudError>),
     Blocks(Result<Vec<Ipv4Net>, CloudError>),
@@ -97,7 +97,10 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         facts: watch::Sender<Option<NodeFacts>>,
     ) -> Self {
         let mut targets = shared.config.targets.clone();
-        targets.max_pods.get_or_insert(ready.limits.max_pods());
+        let mode = ready.pool.settings().mode;
+        targets
+            .max_pods
+            .get_or_insert(ready.limits.max_pods(mode, false));
         let now = Instant::now();
         // What was restored may differ from what is on disk.
         let mut journal = Journal::default();
@@ -180,7 +183,8 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         if self.pool.take_survey_wanted() && !self.timers.surveying {
             self.describe();
         }
-        for action in plan(&self.pool, &self.targets, &self.limits, now) {
+        let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+        for action in plan(&self.pool, &self.targets, &self.limits, waiting, now) {
             match &action {
                 // A look at the host that began before would make again what this takes away.
                 Action::TearDown { .. } if self.timers.refreshing > 0 => {}
@@ -192,6 +196,8 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 | Action::Describe { .. }
                 | Action::Assign { .. }
                 | Action::Unassign { .. }
+                | Action::Tag { .. }
+                | Action::DescribeSubnets
                 | Action::Detach { .. }
                 | Action::Delete { .. } => self.begin(action, now),
             }
@@ -207,8 +213,9 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         self.pool.begin(&action, now);
         debug!(%action, "begin");
         let shared = self.shared.clone();
-        self.work
-            .spawn(async move { Done::Outcome(act::carry_out(shared, action, net).await) });
+        self.work.spawn(async move {
+            Done::Outcome(Box::new(act::carry_out(shared, action, net).await))
+        });
     }
 
     fn eni_net(&self, eni: &EniId) -> Option<EniNet> {
@@ -242,7 +249,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     fn take_in(&mut self, done: Done) {
         let now = self.now();
         match done {
-            Done::Outcome(outcome) => self.take_outcome(outcome, now),
+            Done::Outcome(outcome) => self.take_outcome(*outcome, now),
             Done::Seen(seen) => self.take_seen(seen, now),
             Done::Described(enis) => self.take_described(enis, now),
             Done::Blocks(blocks) => self.take_blocks(blocks),
@@ -392,7 +399,8 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         Snapshot {
             stats: Some(self.pool.stats(now)),
             eni_max: enis,
-            ip_max: enis * self.limits.pod_addresses_per_eni(),
+            ip_max: enis
+                .saturating_mul(self.limits.pod_addresses_per_eni(self.pool.settings().mode)),
             assigned_per_eni: self
                 .pool
                 .enis()
@@ -455,6 +463,8 @@ fn is_still_detaching(outcome: &Outcome) -> bool {
         | Outcome::Described(..)
         | Outcome::Assigned(..)
         | Outcome::Unassigned(..)
+        | Outcome::Tagged(..)
+        | Outcome::Subnets(_)
         | Outcome::TornDown(..)
         | Outcome::Detached(..) => false,
     }
@@ -465,7 +475,8 @@ fn reason(error: &CloudError) -> &'static str {
     match error.kind {
         CloudErrorKind::Denied => "MissingIAMPermissions",
         CloudErrorKind::Throttled => "CloudThrottled",
-        CloudErrorKind::SubnetExhausted => "SubnetExhausted",
+        CloudErrorKind::SubnetExhausted | CloudErrorKind::PrefixesExhausted => "SubnetExhausted",
+        CloudErrorKind::NoSuchNetwork => "NoSuchNetwork",
         CloudErrorKind::EniLimit => "InterfaceLimit",
         CloudErrorKind::AddressLimit
         | CloudErrorKind::NotFound

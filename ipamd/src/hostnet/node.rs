@@ -1,7 +1,7 @@
 //! The kernel of this node.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use selvage_ipamd_core::ids::Mac;
 use selvage_nodenet::rule::{Family, Rule};
@@ -115,7 +115,7 @@ impl Host for Kernel {
         .await
     }
 
-    async fn forget_pod(&self, address: Ipv4Addr) -> Result<(), HostError> {
+    async fn forget_pod(&self, address: IpAddr) -> Result<(), HostError> {
         blocking(move |socket| pods::forget(socket, address)).await
     }
 }

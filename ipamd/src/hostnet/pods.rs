@@ -1,8 +1,8 @@
 //! Pods that were here before us: which of them are still there, and what they need.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use selvage_ipamd_core::ids::PodName;
 use selvage_nodenet::route::Route;
 use selvage_nodenet::rule::{Direction, Family, Rule};
@@ -25,17 +25,18 @@ pub(super) fn ensure(socket: &mut Socket, pod: &PodNet) -> Result<(), HostError>
     let Some(veth) = link::find(socket, &pod.veth)? else {
         return Ok(());
     };
-    let own = IpNet::from(Ipv4Net::from(pod.address));
-    let to = Rule::new(Family::V4, priority::TO_POD, TableId::MAIN).to(own);
+    let own = IpNet::from(pod.address);
+    let family = family(pod.address);
+    let to = Rule::new(family, priority::TO_POD, TableId::MAIN).to(own);
     let mut requests = vec![
         route::replace(&Route::on_link(TableId::MAIN, own, veth.index)),
         rule::ensure(&to),
     ];
     // An address may have moved to another interface since.
     let table = TableId(route_table(pod.device_index));
-    let from = (table != TableId::MAIN)
-        .then(|| Rule::new(Family::V4, priority::FROM_POD, table).from(own));
-    let there: Vec<Rule> = rule::list(socket, Family::V4)?
+    let from =
+        (table != TableId::MAIN).then(|| Rule::new(family, priority::FROM_POD, table).from(own));
+    let there: Vec<Rule> = rule::list(socket, family)?
         .into_iter()
         .filter(|r| r.priority == priority::FROM_POD && r.from == Some(own))
         .collect();
@@ -48,11 +49,18 @@ pub(super) fn ensure(socket: &mut Socket, pod: &PodNet) -> Result<(), HostError>
 }
 
 /// Removes every rule of a pod's address.
-pub(super) fn forget(socket: &mut Socket, address: Ipv4Addr) -> Result<(), HostError> {
-    let own = IpNet::from(Ipv4Net::from(address));
+pub(super) fn forget(socket: &mut Socket, address: IpAddr) -> Result<(), HostError> {
+    let own = IpNet::from(address);
     rule::remove_every(socket, priority::TO_POD, Direction::To(own))?;
     rule::remove_every(socket, priority::FROM_POD, Direction::From(own))?;
     Ok(())
+}
+
+fn family(address: IpAddr) -> Family {
+    match address {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub struct Pages {
     pub nodes: Vec<NodeNet>,
     pub enis: BTreeSet<u16>,
     pub pods: Vec<PodNet>,
-    pub forgotten: Vec<Ipv4Addr>,
+    pub forgotten: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,7 @@ impl Host for Book {
         Ok(())
     }
 
-    async fn forget_pod(&self, address: Ipv4Addr) -> Result<(), HostError> {
+    async fn forget_pod(&self, address: IpAddr) -> Result<(), HostError> {
         self.0.lock().unwrap().forgotten.push(address);
         Ok(())
     }

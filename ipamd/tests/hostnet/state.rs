@@ -111,7 +111,7 @@ async fn pods_found_at_the_start_get_their_route_and_rules_back() {
     );
 
     kernel
-        .forget_pod(Ipv4Addr::new(10, 40, 0, 10))
+        .forget_pod(Ipv4Addr::new(10, 40, 0, 10).into())
         .await
         .unwrap();
     assert_eq!(sh("ip rule list priority 1536"), "");

@@ -1,11 +1,14 @@
 //! EC2's interfaces as the core's: nothing is guessed, what is missing is an error that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
-use aws_sdk_ec2::types::{InstanceTypeInfo, NetworkInterface};
-use ipnet::Ipv4Net;
-use selvage_ipamd_core::cloud::{Attachment, CloudError, EniFacts, EniKind, Operation};
+use aws_sdk_ec2::types::{InstanceTypeHypervisor, InstanceTypeInfo, NetworkInterface, Subnet, Tag};
+use ipnet::{IpNet, Ipv4Net};
+use selvage_ipamd_core::cloud::{
+    Attachment, CloudError, EniFacts, EniKind, LooseEni, Operation, SubnetFacts,
+};
 use selvage_ipamd_core::ids::{AttachmentId, EniId, SubnetId};
 use selvage_ipamd_core::limits::Limits;
 
@@ -65,9 +68,79 @@ pub(super) fn eni_facts(
         subnet,
         primary_address,
         secondary_addresses,
+        prefixes: all(
+            eni.ipv4_prefixes().iter().map(|found| found.ipv4_prefix()),
+            || without("a prefix"),
+        )?,
+        ipv6_addresses: all(
+            eni.ipv6_addresses()
+                .iter()
+                .map(|found| found.ipv6_address()),
+            || without("an IPv6 address"),
+        )?,
+        ipv6_prefixes: all(
+            eni.ipv6_prefixes().iter().map(|found| found.ipv6_prefix()),
+            || without("an IPv6 prefix"),
+        )?,
         attachment,
         kind: eni_kind(eni),
-        tags: tags(eni),
+        description: eni.description().unwrap_or_default().to_owned(),
+        tags: tags(eni.tag_set()),
+    })
+}
+
+fn all<'a, T: FromStr + Ord>(
+    texts: impl Iterator<Item = Option<&'a str>>,
+    unreadable: impl Fn() -> CloudError,
+) -> Result<BTreeSet<T>, CloudError> {
+    texts
+        .map(|text| {
+            text.and_then(|text| text.parse().ok())
+                .ok_or_else(&unreadable)
+        })
+        .collect()
+}
+
+/// A single address as a block of one.
+pub(super) fn single(text: &str) -> Option<IpNet> {
+    text.parse::<IpAddr>().ok().map(IpNet::from)
+}
+
+/// Reads an interface that is attached to nothing.
+///
+/// # Errors
+/// `Unknown` when it has no identifier.
+pub(super) fn loose_eni(eni: &NetworkInterface) -> Result<LooseEni, CloudError> {
+    let id = eni
+        .network_interface_id()
+        .ok_or_else(|| missing(Operation::FindLooseEnis, "identifier", "an interface"))?;
+    Ok(LooseEni {
+        id: EniId::new(id),
+        description: eni.description().unwrap_or_default().to_owned(),
+        tags: tags(eni.tag_set()),
+    })
+}
+
+/// Reads a subnet.
+///
+/// # Errors
+/// `Unknown` when its identifier, block or free addresses are missing or unreadable.
+pub(super) fn subnet_facts(
+    operation: Operation,
+    subnet: &Subnet,
+) -> Result<SubnetFacts, CloudError> {
+    let id = subnet
+        .subnet_id()
+        .ok_or_else(|| missing(operation, "identifier", "a subnet"))?;
+    let block = subnet.cidr_block().and_then(|text| text.parse().ok());
+    let available = subnet
+        .available_ip_address_count()
+        .and_then(|n| u32::try_from(n).ok());
+    Ok(SubnetFacts {
+        id: SubnetId::new(id),
+        block: block.ok_or_else(|| missing(operation, "block", id))?,
+        available: available.ok_or_else(|| missing(operation, "free addresses", id))?,
+        tags: tags(subnet.tags()),
     })
 }
 
@@ -80,9 +153,8 @@ fn eni_kind(eni: &NetworkInterface) -> EniKind {
     }
 }
 
-fn tags(eni: &NetworkInterface) -> BTreeMap<String, String> {
-    eni.tag_set()
-        .iter()
+fn tags(tags: &[Tag]) -> BTreeMap<String, String> {
+    tags.iter()
         .filter_map(|tag| {
             let value = tag.value().unwrap_or_default();
             tag.key().map(|key| (key.to_owned(), value.to_owned()))
@@ -119,7 +191,15 @@ pub(super) fn limits(info: &InstanceTypeInfo) -> Result<Limits, CloudError> {
         .ipv4_addresses_per_interface()
         .and_then(|n| u16::try_from(n).ok())
         .ok_or_else(|| missing(operation, "number of addresses", name))?;
-    Limits::new(enis, addresses).map_err(|error| CloudError::unknown(operation, error.to_string()))
+    let limits = Limits::new(enis, addresses)
+        .map_err(|error| CloudError::unknown(operation, error.to_string()))?;
+    let nitro = info.hypervisor() == Some(&InstanceTypeHypervisor::Nitro);
+    let limits = limits.with_prefixes(nitro || info.bare_metal() == Some(true));
+    let vcpus = info
+        .v_cpu_info()
+        .and_then(|vcpus| vcpus.default_v_cpus())
+        .and_then(|n| u32::try_from(n).ok());
+    Ok(vcpus.map_or(limits, |vcpus| limits.with_vcpus(vcpus)))
 }
 
 #[cfg(test)]
@@ -227,6 +307,6 @@ mod tests {
                 .build(),
         );
         let limits = limits(&info.build()).unwrap();
-        assert_eq!((limits.enis(), limits.pod_addresses_per_eni()), (15, 49));
+        assert_eq!((limits.enis(), limits.places_per_eni()), (15, 49));
     }
 }

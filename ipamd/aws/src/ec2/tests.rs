@@ -1,5 +1,6 @@
 //! The SDK's client against a server that answers what we tell it: what the daemon learns from each kind of answer.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use aws_credential_types::credential_fn::provide_credentials_fn;
@@ -108,6 +109,7 @@ fn facts() -> InstanceFacts {
         vpc_id: VpcId::new("vpc-1"),
         primary_eni: EniId::new("eni-0"),
         primary_mac: Mac([2, 0, 0, 0, 0, 0]),
+        primary_ipv6: None,
         primary_address: Ipv4Addr::new(10, 40, 0, 10),
         subnet_id: SubnetId::new("subnet-1"),
         subnet: "10.40.0.0/20".parse().unwrap(),
@@ -130,7 +132,7 @@ const PATIENT: Duration = Duration::from_secs(20);
 async fn assign_fails(answer: Answer, deadline: Duration) -> CloudError {
     let server = Server::start(vec![answer]).await;
     let ec2 = server.ec2(true, deadline);
-    ec2.assign_addresses(&EniId::new("eni-1"), 3)
+    ec2.assign(&EniId::new("eni-1"), Want::Addresses(3))
         .await
         .expect_err("the answer is no success")
 }
@@ -257,7 +259,7 @@ async fn a_create_carries_its_token_and_all_that_makes_the_interface_ours() {
         token: ClientToken::new("token-1"),
         subnet_id: SubnetId::new("subnet-1"),
         security_groups: vec![SecurityGroupId::new("sg-1")],
-        addresses: 1,
+        want: Want::Addresses(1),
         description: "aws-K8S-i-1".to_owned(),
         tags: BTreeMap::from([
             (TAG_CREATED.to_owned(), "now".to_owned()),

@@ -1,85 +1,14 @@
-//! One interface and the addresses on it.
+//! One interface and the blocks of addresses on it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::ids::{AttachmentId, EniId, Mac, PodKey, PodName, SubnetId, Timestamp};
+use super::block::{Block, Slot};
+use crate::cloud::{PREFIX_LEN, PREFIX_LEN_V6, Want};
+use crate::ids::{AttachmentId, EniId, Mac, SubnetId, Timestamp};
 use crate::retry::Retry;
-
-/// What an address is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Slot {
-    /// Can be given to a pod.
-    Free {
-        /// When its last pod let it go; `None` if it had none.
-        freed: Option<Timestamp>,
-    },
-    /// A pod has it.
-    Assigned {
-        /// Whose.
-        key: PodKey,
-        /// The pod by name.
-        pod: PodName,
-        /// Since when.
-        since: Timestamp,
-    },
-    /// Was let go lately: others may still send to it.
-    Cooling {
-        /// From here on it is free.
-        until: Timestamp,
-    },
-    /// Being given back to the cloud.
-    Leaving {
-        /// A reply was lost: it may be gone already, so it can never be taken back.
-        doubtful: bool,
-    },
-}
-
-impl Slot {
-    /// Whether a pod can have it now.
-    pub fn is_free(&self, now: Timestamp) -> bool {
-        match self {
-            Slot::Free { .. } => true,
-            Slot::Cooling { until } => *until <= now,
-            Slot::Assigned { .. } | Slot::Leaving { .. } => false,
-        }
-    }
-
-    /// Whether it rests after a pod.
-    pub fn is_cooling(&self, now: Timestamp) -> bool {
-        match self {
-            Slot::Cooling { until } => now < *until,
-            Slot::Free { .. } | Slot::Assigned { .. } | Slot::Leaving { .. } => false,
-        }
-    }
-
-    /// Whether a pod has it.
-    pub fn is_assigned(&self) -> bool {
-        match self {
-            Slot::Assigned { .. } => true,
-            Slot::Free { .. } | Slot::Cooling { .. } | Slot::Leaving { .. } => false,
-        }
-    }
-
-    /// Whether it is being given back.
-    pub fn is_leaving(&self) -> bool {
-        match self {
-            Slot::Leaving { .. } => true,
-            Slot::Free { .. } | Slot::Cooling { .. } | Slot::Assigned { .. } => false,
-        }
-    }
-}
-
-/// An address and since when the cloud has given it to us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    /// What it is doing.
-    pub slot: Slot,
-    /// When we learned that it is ours.
-    pub acquired: Timestamp,
-}
 
 /// Where an interface sits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +56,17 @@ impl Stage {
         }
     }
 
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Place> {
+        match self {
+            Stage::Attached(place)
+            | Stage::Kept(place)
+            | Stage::Ready(place)
+            | Stage::Leaving(place)
+            | Stage::Down(place) => Some(place),
+            Stage::Detached | Stage::Discarded => None,
+        }
+    }
+
     /// Whether it is on the way to serve, or serves.
     pub fn is_coming_or_ready(&self) -> bool {
         match self {
@@ -149,6 +89,17 @@ impl Stage {
     }
 }
 
+/// What is being done with an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InFlight {
+    /// It is asked for more.
+    Assign(Want),
+    /// It is being attached at a device index.
+    Attach(u16),
+    /// Anything else.
+    Other,
+}
+
 /// An interface in the pool.
 #[derive(Debug, Clone)]
 pub struct Eni {
@@ -162,9 +113,11 @@ pub struct Eni {
     /// Made for this instance by us (or by the agent before us): we may remove it.
     pub(crate) ours: bool,
     pub(crate) stage: Stage,
-    pub(crate) slots: BTreeMap<Ipv4Addr, Held>,
-    /// An action is under way. The number of addresses that an assign asked for, else 0.
-    pub(crate) in_flight: Option<u32>,
+    pub(crate) blocks: BTreeMap<IpNet, Block>,
+    /// The action that is under way.
+    pub(crate) in_flight: Option<InFlight>,
+    /// Tags of ours that it lacks.
+    pub(crate) untagged: BTreeMap<String, String>,
     pub(crate) retry: Retry,
     /// Our knowledge is in doubt: to be looked up before anything else is done with it.
     pub(crate) unsure: bool,
@@ -210,37 +163,89 @@ impl Eni {
         self.stage.place().map(|p| p.device_index)
     }
 
-    /// Addresses and what they are doing, in order of address.
-    pub fn slots(&self) -> impl Iterator<Item = (Ipv4Addr, &Slot)> {
-        self.slots.iter().map(|(a, held)| (*a, &held.slot))
+    /// Subnet it lives in.
+    pub fn subnet_id(&self) -> &SubnetId {
+        &self.subnet_id
+    }
+
+    /// Whether it was made for this instance, so that it may be removed.
+    pub fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// Its blocks, in order.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.values()
+    }
+
+    /// Addresses of which something is known, and what they are doing, in order of block and address.
+    pub fn slots(&self) -> impl Iterator<Item = (IpAddr, &Slot)> {
+        self.blocks.values().flat_map(Block::slots)
     }
 
     /// Addresses that a pod can have now, whether or not the interface serves yet.
     pub fn free(&self, now: Timestamp) -> u32 {
-        count(self.slots.values().filter(|h| h.slot.is_free(now)))
+        sum(self.blocks.values().map(|block| block.free(now)))
     }
 
     /// Addresses that pods have.
     pub fn assigned(&self) -> u32 {
-        count(self.slots.values().filter(|h| h.slot.is_assigned()))
+        sum(self.blocks.values().map(Block::assigned))
     }
 
     /// Addresses that rest.
     pub fn cooling(&self, now: Timestamp) -> u32 {
-        count(self.slots.values().filter(|h| h.slot.is_cooling(now)))
+        sum(self.blocks.values().map(|block| block.cooling(now)))
     }
 
-    /// Addresses that are not being given back.
+    /// Addresses of blocks that are not being given back.
     pub fn total(&self) -> u32 {
-        count(self.slots.values().filter(|h| !h.slot.is_leaving()))
+        let staying = self.blocks.values().filter(|block| !block.is_leaving());
+        sum(staying.map(Block::size))
+    }
+
+    /// Places that are taken, also by what is being given back.
+    pub fn places_taken(&self) -> u32 {
+        u32::try_from(self.blocks.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether no pod has an address of it, none rests and none is being given back.
+    pub(crate) fn is_wholly_free(&self, now: Timestamp) -> bool {
+        self.blocks.values().all(|block| block.is_wholly_free(now))
     }
 
     /// Whether it can take an action: nothing under way, not resting, not in doubt.
     pub(crate) fn is_idle(&self, now: Timestamp) -> bool {
         self.in_flight.is_none() && !self.retry.pausing(now) && !self.unsure
     }
+
+    /// The block that holds an address.
+    pub(crate) fn block_of(&self, address: IpAddr) -> Option<&Block> {
+        holders(address)
+            .into_iter()
+            .find_map(|net| self.blocks.get(&net))
+    }
+
+    pub(crate) fn block_of_mut(&mut self, address: IpAddr) -> Option<&mut Block> {
+        let net = holders(address)
+            .into_iter()
+            .find(|net| self.blocks.contains_key(net))?;
+        self.blocks.get_mut(&net)
+    }
 }
 
-fn count<'a>(held: impl Iterator<Item = &'a Held>) -> u32 {
-    u32::try_from(held.count()).unwrap_or(u32::MAX)
+/// The blocks that an address can be in: itself alone, or the prefix around it.
+pub(super) fn holders(address: IpAddr) -> [IpNet; 2] {
+    let around = match address {
+        IpAddr::V4(_) => PREFIX_LEN,
+        IpAddr::V6(_) => PREFIX_LEN_V6,
+    };
+    let alone = IpNet::from(address);
+    // Both lengths fit their families.
+    let prefix = IpNet::new(address, around).map_or(alone, |net| net.trunc());
+    [alone, prefix]
+}
+
+pub(crate) fn sum(counts: impl Iterator<Item = u32>) -> u32 {
+    counts.fold(0, u32::saturating_add)
 }

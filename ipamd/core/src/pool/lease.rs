@@ -1,6 +1,7 @@
 //! Giving addresses to pods and taking them back.
 
-use std::net::Ipv4Addr;
+use std::cmp::Reverse;
+use std::net::IpAddr;
 
 use thiserror::Error;
 
@@ -15,7 +16,7 @@ pub struct Lease {
     /// The pod by name.
     pub pod: PodName,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Device index of the interface that has the address (0: the primary); `None` if the cloud does not show the
     /// address on any interface of ours.
     pub device_index: Option<u16>,
@@ -46,8 +47,9 @@ pub struct Empty;
 
 impl Pool {
     /// Gives the pod an address: the one it has if it asks again, else one from the fullest interface that has a free
-    /// one (the primary first), so that the others drain and can be given back. Of its free addresses the one that has
-    /// rested longest.
+    /// one (the primary first) and there from the fullest prefix, so that the others drain and can be given back. Of
+    /// free addresses that are equal so far the one that has rested longest. Blocks of a kind that the mode does not
+    /// ask for are used last; interfaces that must not serve pods (any more) not at all.
     ///
     /// # Errors
     /// When no serving interface has a free address.
@@ -62,25 +64,33 @@ impl Pool {
         if let Some(lease) = self.lease(key) {
             return Ok(Assignment { lease, new: false });
         }
-        let (eni, address) = self
-            .enis
-            .values()
-            .filter(|e| e.stage.is_ready())
-            .filter_map(|e| Some((e, longest_rested(e, now)?)))
-            .min_by_key(|(e, _)| {
-                (
-                    !e.primary,
-                    std::cmp::Reverse(e.assigned()),
-                    e.device_index(),
-                )
-            })
-            .map(|(e, address)| (e.id.clone(), address))
-            .ok_or(Empty)?;
+        let (eni, address) = self.next_address(now).ok_or(Empty)?;
         // The sandbox asks anew: what it had before is nothing to it.
         self.orphans.remove(key);
         self.occupy(&eni, address, key.clone(), pod.clone(), now);
         let lease = self.lease(key).ok_or(Empty)?;
+        self.demand.taken(self.used(now), now);
         Ok(Assignment { lease, new: true })
+    }
+
+    /// The address to give next, and its interface.
+    fn next_address(&self, now: Timestamp) -> Option<(EniId, IpAddr)> {
+        let mut best = None;
+        let enis = self.enis.values();
+        for eni in enis.filter(|eni| eni.stage.is_ready() && self.serves(eni)) {
+            let standing = (!eni.primary, Reverse(eni.assigned()), eni.device_index());
+            for block in eni.blocks.values() {
+                let Some((freed, address)) = block.next_free(now) else {
+                    continue;
+                };
+                let fullest = Reverse(block.assigned());
+                let rank = (!self.suits(block), standing, fullest, freed, address);
+                if best.as_ref().is_none_or(|(first, _)| rank < *first) {
+                    best = Some((rank, eni));
+                }
+            }
+        }
+        best.map(|((.., address), eni)| (eni.id.clone(), address))
     }
 
     /// Takes back what `key` has; the address rests before anyone else gets it. `None`: nobody of that key.
@@ -91,6 +101,7 @@ impl Pool {
             return Some(Released { lease });
         }
         let lease = self.vacate(key, Slot::Cooling { until })?;
+        self.demand.level(self.used(now), now);
         Some(Released { lease })
     }
 
@@ -114,15 +125,15 @@ impl Pool {
     pub fn lease(&self, key: &PodKey) -> Option<Lease> {
         let (eni, address) = self.leases.get(key)?;
         let eni = self.enis.get(eni)?;
-        match &eni.slots.get(address)?.slot {
+        match eni.block_of(*address)?.slot(*address)? {
             Slot::Assigned { key, pod, since } => Some(Lease {
-                key: key.clone(),
-                pod: pod.clone(),
+                key,
+                pod,
                 address: *address,
                 device_index: eni.device_index(),
-                since: *since,
+                since,
             }),
-            Slot::Free { .. } | Slot::Cooling { .. } | Slot::Leaving { .. } => None,
+            Slot::Free { .. } | Slot::Cooling { .. } => None,
         }
     }
 
@@ -139,18 +150,12 @@ impl Pool {
     }
 
     /// Addresses that rest and until when: what the checkpoint holds beside leases.
-    pub fn cooling(&self, now: Timestamp) -> Vec<(Ipv4Addr, Timestamp)> {
+    pub fn cooling(&self, now: Timestamp) -> Vec<(IpAddr, Timestamp)> {
         let mut resting: Vec<_> = self
             .enis
             .values()
-            .flat_map(|e| e.slots.iter())
-            .filter_map(|(address, held)| match held.slot {
-                Slot::Cooling { until } if now < until => Some((*address, until)),
-                Slot::Cooling { .. }
-                | Slot::Free { .. }
-                | Slot::Assigned { .. }
-                | Slot::Leaving { .. } => None,
-            })
+            .flat_map(|eni| eni.blocks.values())
+            .flat_map(|block| block.resting(now))
             .chain(
                 self.resting
                     .iter()
@@ -162,47 +167,43 @@ impl Pool {
         resting
     }
 
+    /// Addresses that pods have or that rest after them.
+    fn used(&self, now: Timestamp) -> u32 {
+        self.enis
+            .values()
+            .map(|eni| eni.assigned() + eni.cooling(now))
+            .sum()
+    }
+
     /// Marks an address of ours as a pod's.
     pub(crate) fn occupy(
         &mut self,
         eni: &EniId,
-        address: Ipv4Addr,
+        address: IpAddr,
         key: PodKey,
         pod: PodName,
         since: Timestamp,
     ) {
-        let held = self
+        let block = self
             .enis
             .get_mut(eni)
-            .and_then(|e| e.slots.get_mut(&address));
-        if let Some(held) = held {
+            .and_then(|eni| eni.block_of_mut(address));
+        if let Some(block) = block {
             self.leases.insert(key.clone(), (eni.clone(), address));
-            held.slot = Slot::Assigned { key, pod, since };
+            block.set(address, Slot::Assigned { key, pod, since });
         }
     }
 
     fn vacate(&mut self, key: &PodKey, slot: Slot) -> Option<Lease> {
         let lease = self.lease(key)?;
         let (eni, address) = self.leases.remove(key)?;
-        if let Some(held) = self
+        let block = self
             .enis
             .get_mut(&eni)
-            .and_then(|e| e.slots.get_mut(&address))
-        {
-            held.slot = slot;
+            .and_then(|eni| eni.block_of_mut(address));
+        if let Some(block) = block {
+            block.set(address, slot);
         }
         Some(lease)
     }
-}
-
-fn longest_rested(eni: &super::Eni, now: Timestamp) -> Option<Ipv4Addr> {
-    eni.slots
-        .iter()
-        .filter_map(|(address, held)| match held.slot {
-            Slot::Free { freed } => Some((freed, *address)),
-            Slot::Cooling { until } if until <= now => Some((Some(until), *address)),
-            Slot::Cooling { .. } | Slot::Assigned { .. } | Slot::Leaving { .. } => None,
-        })
-        .min()
-        .map(|(_, address)| address)
 }

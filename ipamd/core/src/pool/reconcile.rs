@@ -3,10 +3,11 @@
 //! A description may be older than our last change: what changed within [`READS_MAY_LAG`] is not undone by it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
-use super::{Eni, Held, Lease, Place, Pool, READS_MAY_LAG, Slot, Stage};
-use crate::cloud::{EniFacts, TAG_INSTANCE};
+use ipnet::IpNet;
+
+use super::{Block, Eni, Lease, Place, Pool, Provisioning, READS_MAY_LAG, Slot, Stage};
+use crate::cloud::EniFacts;
 use crate::ids::{EniId, Timestamp};
 use crate::retry::Retry;
 
@@ -17,11 +18,11 @@ pub struct Changes {
     pub adopted: Vec<EniId>,
     /// Interfaces that vanished under us.
     pub lost_enis: Vec<EniId>,
-    /// Addresses that were not known, on interfaces that were.
-    pub new_addresses: Vec<Ipv4Addr>,
-    /// Addresses that vanished under us.
-    pub lost_addresses: Vec<Ipv4Addr>,
-    /// Pods that had one of them: their lease is kept aside, without an interface.
+    /// Blocks that were not known, on interfaces that were; a single address is a block of one.
+    pub new_blocks: Vec<IpNet>,
+    /// Blocks that vanished under us.
+    pub lost_blocks: Vec<IpNet>,
+    /// Pods that had an address of theirs: their lease is kept aside, without an interface.
     pub orphaned: Vec<Lease>,
 }
 
@@ -51,7 +52,7 @@ impl Pool {
         }
         self.foreign.clear();
         for eni in facts {
-            if !eni.is_usable() && eni.id != self.primary_eni {
+            if !self.may_use(eni) {
                 if let Some(attachment) = eni.attachment.as_ref().filter(|a| a.card == 0) {
                     self.foreign.insert(eni.id.clone(), attachment.device_index);
                 }
@@ -92,10 +93,7 @@ impl Pool {
 
     /// Takes an interface into the pool.
     pub(crate) fn adopt(&mut self, facts: &EniFacts, now: Timestamp) {
-        let ours = facts
-            .tags
-            .get(TAG_INSTANCE)
-            .is_some_and(|v| v == self.instance_id.as_str());
+        let ours = facts.is_made_for(&self.instance_id);
         let eni = Eni {
             id: facts.id.clone(),
             mac: facts.mac,
@@ -104,19 +102,31 @@ impl Pool {
             primary_address: facts.primary_address,
             primary: facts.id == self.primary_eni,
             ours,
-            stage: first_stage(facts, ours),
-            slots: BTreeMap::new(),
+            stage: self.first_stage(facts, ours),
+            blocks: BTreeMap::new(),
             in_flight: None,
+            untagged: self.missing_tags(facts),
             retry: Retry::default(),
             unsure: false,
             since: now,
             moved: now,
         };
         self.enis.insert(facts.id.clone(), eni);
-        for address in &facts.secondary_addresses {
-            if !self.released.contains_key(address) && !self.holds(*address) {
-                self.add_address(&facts.id, *address, now);
+        for net in self.relevant(facts.blocks()) {
+            if !self.released.contains_key(&net) && !self.holds(net) {
+                self.add_block(&facts.id, net, now);
             }
+        }
+    }
+
+    fn missing_tags(&self, facts: &EniFacts) -> BTreeMap<String, String> {
+        match self.settings.provisioning {
+            Provisioning::Full => self
+                .tags()
+                .into_iter()
+                .filter(|(key, _)| !facts.tags.contains_key(key))
+                .collect(),
+            Provisioning::AttachedOnly | Provisioning::MetadataOnly => BTreeMap::new(),
         }
     }
 
@@ -128,40 +138,54 @@ impl Pool {
         if eni.in_flight.is_some() {
             return;
         }
-        let lost: Vec<Ipv4Addr> = eni
-            .slots
-            .iter()
-            .filter(|(address, held)| {
-                let lagging = now.since(held.acquired) <= READS_MAY_LAG && !held.slot.is_leaving();
-                !facts.secondary_addresses.contains(address) && !lagging
-            })
-            .map(|(address, _)| *address)
-            .collect();
-        for address in lost {
-            self.lose_address(&facts.id, address, now, changes);
+        let ours = facts.is_made_for(&self.instance_id);
+        if let Some(eni) = self.enis.get_mut(&facts.id) {
+            // What metadata told first has neither tags nor description.
+            eni.ours |= ours;
+            eni.untagged.retain(|key, _| !facts.tags.contains_key(key));
         }
-        for address in &facts.secondary_addresses {
+        let Some(eni) = self.enis.get(&facts.id) else {
+            return;
+        };
+        let shown = self.relevant(facts.blocks());
+        let lost: Vec<IpNet> = eni
+            .blocks
+            .values()
+            .filter(|block| {
+                let lagging = now.since(block.acquired) <= READS_MAY_LAG && !block.is_leaving();
+                !shown.contains(&block.net()) && !lagging
+            })
+            .map(Block::net)
+            .collect();
+        for net in lost {
+            self.lose_block(&facts.id, net, now, changes);
+        }
+        for net in shown {
             // One that moved to another interface may still be shown on this one.
-            if !self.holds(*address) && !self.released.contains_key(address) {
-                self.add_address(&facts.id, *address, now);
-                changes.new_addresses.push(*address);
+            if !self.holds(net) && !self.released.contains_key(&net) {
+                self.add_block(&facts.id, net, now);
+                changes.new_blocks.push(net);
             }
         }
     }
 
     /// Attached, detached or kept behind our back, or in a call whose reply was lost.
     fn sync_place(&mut self, facts: &EniFacts, now: Timestamp) {
-        let Some(eni) = self.enis.get_mut(&facts.id) else {
+        let Some(eni) = self.enis.get(&facts.id) else {
             return;
         };
         if eni.in_flight.is_some() {
             return;
         }
+        let anew = self.first_stage(facts, eni.ours);
+        let Some(eni) = self.enis.get_mut(&facts.id) else {
+            return;
+        };
         let settled = now.since(eni.moved) > READS_MAY_LAG;
         let before = std::mem::replace(&mut eni.stage, Stage::Discarded);
         let was_attached = before.place().is_some();
         eni.stage = match (before, &facts.attachment) {
-            (Stage::Detached, Some(_)) => first_stage(facts, eni.ours),
+            (Stage::Detached, Some(_)) => anew,
             (Stage::Attached(place), Some(shown)) if shown.delete_on_termination => {
                 Stage::Kept(place)
             }
@@ -178,6 +202,12 @@ impl Pool {
             }),
             (stage, _) => stage,
         };
+        // Metadata does not name attachments; an answer of EC2 does.
+        if let (Some(place), Some(shown)) = (eni.stage.place_mut(), &facts.attachment)
+            && !shown.id.as_str().is_empty()
+        {
+            place.attachment = shown.id.clone();
+        }
         if was_attached != eni.stage.place().is_some() {
             eni.moved = now;
         }
@@ -209,9 +239,9 @@ impl Pool {
         let Some(eni) = self.enis.get(id) else {
             return;
         };
-        let addresses: Vec<Ipv4Addr> = eni.slots.keys().copied().collect();
-        for address in addresses {
-            self.orphan(id, address, changes);
+        let blocks: Vec<IpNet> = eni.blocks.keys().copied().collect();
+        for net in blocks {
+            self.orphan(id, net, changes);
         }
         self.enis.remove(id);
     }
@@ -222,79 +252,86 @@ impl Pool {
         changes.lost_enis.push(id.clone());
     }
 
-    fn lose_address(
-        &mut self,
-        id: &EniId,
-        address: Ipv4Addr,
-        now: Timestamp,
-        changes: &mut Changes,
-    ) {
+    fn lose_block(&mut self, id: &EniId, net: IpNet, now: Timestamp, changes: &mut Changes) {
         let leaving = self
             .enis
             .get(id)
-            .and_then(|e| e.slots.get(&address))
-            .is_some_and(|held| held.slot.is_leaving());
+            .and_then(|eni| eni.blocks.get(&net))
+            .is_some_and(Block::is_leaving);
         if leaving {
             // We wanted it to go; its reply was lost.
             if let Some(eni) = self.enis.get_mut(id) {
-                eni.slots.remove(&address);
+                eni.blocks.remove(&net);
             }
-            self.released.insert(address, now);
+            self.released.insert(net, now);
             return;
         }
-        self.orphan(id, address, changes);
-        self.lost_addresses += 1;
-        changes.lost_addresses.push(address);
+        self.orphan(id, net, changes);
+        self.count_lost(net);
+        changes.lost_blocks.push(net);
     }
 
-    fn holds(&self, address: Ipv4Addr) -> bool {
-        self.enis.values().any(|e| e.slots.contains_key(&address))
+    /// Addresses that have gone with a block; of a `/80` one, for nobody counts the others.
+    pub(crate) fn count_lost(&mut self, net: IpNet) {
+        self.lost_addresses += match net {
+            IpNet::V4(_) => u64::from(Block::new(net, Timestamp::default()).size()),
+            IpNet::V6(_) => 1,
+        };
     }
 
-    pub(crate) fn orphan(&mut self, id: &EniId, address: Ipv4Addr, changes: &mut Changes) {
-        let Some(Held { slot, .. }) = self
+    fn holds(&self, net: IpNet) -> bool {
+        self.enis.values().any(|eni| eni.blocks.contains_key(&net))
+    }
+
+    /// Takes a block from an interface; pods that have an address of it keep their lease, aside.
+    pub(crate) fn orphan(&mut self, id: &EniId, net: IpNet, changes: &mut Changes) {
+        let Some(block) = self
             .enis
             .get_mut(id)
-            .and_then(|eni| eni.slots.remove(&address))
+            .and_then(|eni| eni.blocks.remove(&net))
         else {
             return;
         };
-        match slot {
-            Slot::Assigned { key, pod, since } => {
-                self.leases.remove(&key);
-                let lease = Lease {
-                    key: key.clone(),
-                    pod,
-                    address,
-                    device_index: None,
-                    since,
-                };
-                changes.orphaned.push(lease.clone());
-                self.orphans.insert(key, lease);
+        for (address, slot) in block.into_slots() {
+            match slot {
+                Slot::Assigned { key, pod, since } => {
+                    self.leases.remove(&key);
+                    let lease = Lease {
+                        key: key.clone(),
+                        pod,
+                        address,
+                        device_index: None,
+                        since,
+                    };
+                    changes.orphaned.push(lease.clone());
+                    self.orphans.insert(key, lease);
+                }
+                Slot::Cooling { until } => {
+                    self.resting.insert(address, until);
+                }
+                Slot::Free { .. } => {}
             }
-            Slot::Cooling { until } => {
-                self.resting.insert(address, until);
-            }
-            Slot::Free { .. } | Slot::Leaving { .. } => {}
         }
     }
-}
 
-/// Where an interface stands that we know only from a description. One that somebody else attached keeps its owner's
-/// wish about the instance's end.
-fn first_stage(facts: &EniFacts, ours: bool) -> Stage {
-    match &facts.attachment {
-        None => Stage::Detached,
-        Some(attachment) => {
-            let place = Place {
-                attachment: attachment.id.clone(),
-                device_index: attachment.device_index,
-            };
-            if ours && !attachment.delete_on_termination {
-                Stage::Attached(place)
-            } else {
-                Stage::Kept(place)
-            }
+    /// Where an interface stands that we know only from a description. One that somebody else attached keeps its
+    /// owner's wish about the instance's end, and so does every one where we may change nothing.
+    fn first_stage(&self, facts: &EniFacts, ours: bool) -> Stage {
+        let Some(attachment) = &facts.attachment else {
+            return Stage::Detached;
+        };
+        let place = Place {
+            attachment: attachment.id.clone(),
+            device_index: attachment.device_index,
+        };
+        let changing = match self.settings.provisioning {
+            Provisioning::Full => true,
+            Provisioning::AttachedOnly | Provisioning::MetadataOnly => false,
+        };
+        if changing && ours && !attachment.delete_on_termination {
+            Stage::Attached(place)
+        } else {
+            Stage::Kept(place)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Leases of an earlier process, from the checkpoint.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use thiserror::Error;
 
@@ -16,7 +16,7 @@ pub struct Entry {
     /// The pod by name.
     pub pod: PodName,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Since when.
     pub since: Timestamp,
 }
@@ -28,7 +28,7 @@ pub enum RestoreError {
     #[error("address {address} is leased to {first} and to {second}")]
     Twice {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// One pod.
         first: String,
         /// The other.
@@ -53,10 +53,10 @@ impl Pool {
     pub fn restore(
         &mut self,
         entries: &[Entry],
-        resting: &[(Ipv4Addr, Timestamp)],
+        resting: &[(IpAddr, Timestamp)],
     ) -> Result<Vec<Lease>, RestoreError> {
-        let mut by_address: BTreeMap<Ipv4Addr, &PodKey> = BTreeMap::new();
-        let mut by_key: BTreeMap<&PodKey, Ipv4Addr> = BTreeMap::new();
+        let mut by_address: BTreeMap<IpAddr, &PodKey> = BTreeMap::new();
+        let mut by_key: BTreeMap<&PodKey, IpAddr> = BTreeMap::new();
         for entry in entries {
             if let Some(first) = by_address.insert(entry.address, &entry.key) {
                 return Err(RestoreError::Twice {
@@ -95,13 +95,13 @@ impl Pool {
             }
         }
         for (address, until) in resting {
-            let held = self
+            let block = self
                 .enis
                 .values_mut()
-                .find_map(|eni| eni.slots.get_mut(address));
-            match held {
-                Some(held) if held.slot == (Slot::Free { freed: None }) => {
-                    held.slot = Slot::Cooling { until: *until };
+                .find_map(|eni| eni.block_of_mut(*address));
+            match block {
+                Some(block) if block.slot(*address) == Some(Slot::Free { freed: None }) => {
+                    block.set(*address, Slot::Cooling { until: *until });
                 }
                 Some(_) => {}
                 None => {
@@ -112,10 +112,10 @@ impl Pool {
         Ok(aside)
     }
 
-    fn holder(&self, address: Ipv4Addr) -> Option<EniId> {
+    fn holder(&self, address: IpAddr) -> Option<EniId> {
         self.enis
             .values()
-            .find(|eni| eni.slots.contains_key(&address))
+            .find(|eni| eni.block_of(address).is_some())
             .map(|eni| eni.id.clone())
     }
 }

@@ -1,7 +1,9 @@
 //! What is looked at by time: the cloud's view of our interfaces, the VPC's blocks, the host's network.
 
 use ipnet::Ipv4Net;
-use selvage_ipamd_core::cloud::{Cloud, CloudError, EniFacts, Operation, SeenEni};
+use selvage_ipamd_core::cloud::{
+    Budget, Cloud, CloudError, CloudErrorKind, EniFacts, Operation, SeenEni,
+};
 use selvage_ipamd_core::ids::Timestamp;
 use selvage_ipamd_core::pool::Changes;
 use tokio::time::Instant;
@@ -98,6 +100,8 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
 
     pub(super) fn describe(&mut self) {
         self.timers.surveying = true;
+        let now = self.now();
+        self.pool.bucket_mut().take(Budget::Read, now);
         let shared = self.shared.clone();
         self.work.spawn(async move {
             let reply = shared.cloud.describe_enis();
@@ -117,6 +121,15 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     ) {
         self.survey_over();
         self.shared.metrics.count_reconcile("ec2");
+        let bucket = self.pool.bucket_mut();
+        if enis.is_ok() {
+            bucket.went_well(Budget::Read, now);
+        } else if enis
+            .as_ref()
+            .is_err_and(|e| e.kind == CloudErrorKind::Throttled)
+        {
+            bucket.throttled(Budget::Read, now);
+        }
         let enis = enis
             .map_err(|e| (reason(&e), e.to_string()))
             .and_then(|enis| {

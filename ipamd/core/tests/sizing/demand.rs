@@ -1,0 +1,150 @@
+//! How few calls it takes: what waits is asked for at once, and a pool that breathes does not call with each breath.
+
+use selvage_ipamd_core::action::Action;
+use selvage_ipamd_core::bucket::Bucket;
+use selvage_ipamd_core::cause::Cause;
+use selvage_ipamd_core::cloud::{Budget, Operation, Want};
+use selvage_ipamd_core::fake::{Ec2, Fault};
+use selvage_ipamd_core::plan::{Targets, plan};
+
+use crate::node::{Node, targets};
+
+#[test]
+fn for_many_pods_several_interfaces_are_made_at_once() {
+    let mut node = Node::new(Ec2::with_limits(8, 10), Targets::default());
+    node.settle();
+    for _ in 0..40 {
+        node.add();
+    }
+    assert_eq!(node.waiting, 31);
+    let wants: Vec<Want> = node
+        .tick()
+        .iter()
+        .filter_map(|action| match action {
+            Action::Create(request) => Some(request.want),
+            _ => None,
+        })
+        .collect();
+    // 31 wait, 9 are to be free.
+    assert_eq!(wants, [Want::Addresses(9); 4]);
+    node.settle();
+    assert_eq!(node.sizes(), (5, 45, 36));
+}
+
+#[test]
+fn where_pods_come_at_a_pace_those_of_the_next_minute_are_asked_for_too() {
+    let mut node = Node::new(Ec2::with_limits(4, 30), targets(1, 2, None));
+    node.settle();
+    let before = node.ec2.calls(Operation::AssignAddresses);
+    for _ in 0..24 {
+        assert!(node.add());
+        node.settle();
+        node.wait(5);
+    }
+    let calls = node.ec2.calls(Operation::AssignAddresses) - before;
+    assert!(calls <= 8, "{calls} calls for 24 pods that came one by one");
+    node.wait(400);
+    node.settle();
+    assert_eq!(node.sizes(), (1, 26, 2), "what did not come is given back");
+}
+
+#[test]
+fn jobs_that_come_every_three_minutes_find_their_addresses_there() {
+    let mut node = Node::new(Ec2::with_limits(4, 30), targets(1, 2, None));
+    node.settle();
+    let run = |node: &mut Node| {
+        let first = node.pods + 1;
+        for _ in 0..10 {
+            if !node.add() {
+                node.settle();
+                assert!(node.add());
+            }
+        }
+        node.settle();
+        node.wait(60);
+        for pod in first..=node.pods {
+            if node.pool.lease(&crate::node::key(pod)).is_some() {
+                node.del(pod);
+            }
+        }
+        for _ in 0..12 {
+            node.settle();
+            node.wait(10);
+        }
+    };
+    run(&mut node);
+    let before =
+        node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::UnassignAddresses);
+    for _ in 0..5 {
+        run(&mut node);
+    }
+    let after =
+        node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::UnassignAddresses);
+    assert_eq!(after - before, 0);
+    node.wait(400);
+    node.settle();
+    assert_eq!(
+        node.sizes(),
+        (1, 2, 2),
+        "at rest there are no more than asked for"
+    );
+}
+
+#[test]
+fn no_more_calls_are_begun_than_the_bucket_allows_and_urgent_ones_come_first() {
+    let mut node = Node::new(Ec2::with_limits(8, 10), Targets::default());
+    node.settle();
+    for _ in 0..60 {
+        node.add();
+    }
+    let mut bucket = Bucket::new(1);
+    for _ in 0..9 {
+        bucket.take(Budget::Change, node.now);
+    }
+    *node.pool.bucket_mut() = bucket;
+    let actions = plan(
+        &node.pool,
+        &node.targets,
+        &node.limits,
+        node.waiting,
+        node.now,
+    );
+    assert_eq!(actions.len(), 1, "{actions:?}");
+    assert!(matches!(actions[0], Action::Create(_)));
+    node.pool.bucket_mut().take(Budget::Change, node.now);
+    assert_eq!(
+        plan(
+            &node.pool,
+            &node.targets,
+            &node.limits,
+            node.waiting,
+            node.now
+        ),
+        []
+    );
+    assert!(
+        matches!(node.cause(), Cause::Paced { .. }),
+        "{:?}",
+        node.cause()
+    );
+}
+
+#[test]
+fn one_complaint_of_ec2_slows_every_call_of_its_kind() {
+    let mut node = Node::new(Ec2::with_limits(8, 10), Targets::default());
+    node.settle();
+    for _ in 0..60 {
+        node.add();
+    }
+    node.ec2.fail_next(Operation::CreateEni, &[Fault::Throttle]);
+    let begun = node.tick().len();
+    assert!(begun > 1);
+    assert_eq!(node.tick(), []);
+    let cause = node.cause();
+    assert!(
+        matches!(cause, Cause::Refilling { .. } | Cause::Throttled { .. }),
+        "{cause:?}"
+    );
+    node.wait(5);
+    assert_ne!(node.tick(), []);
+}
