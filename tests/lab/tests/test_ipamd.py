@@ -154,18 +154,9 @@ def test_the_node_is_not_ready_before_metadata_answers_and_is_by_itself_afterwar
             {"kind": "error", "code": "NewCodeOfNextYear", "status": 400, "message": "No luck."},
             "NewCodeOfNextYear: No luck.",
         ),
-        (
-            {
-                "kind": "error",
-                "code": "InvalidParameterValue",
-                "status": 400,
-                "message": "There aren't sufficient free Ipv4 addresses or prefixes",
-            },
-            "There aren't sufficient free Ipv4 addresses",
-        ),
         ({"kind": "garbage"}, "CreateNetworkInterface: an answer that cannot be read"),
     ],
-    ids=["throttled", "500", "unknown-code", "no-free-addresses", "garbage"],
+    ids=["throttled", "500", "unknown-code", "garbage"],
 )
 def test_a_pod_without_an_address_is_told_what_ec2_said_and_gets_one_when_ec2_is_well(
     node: Node, vpc: Vpc, sdk: Any, fault: dict[str, Any], told: str
@@ -187,6 +178,27 @@ def test_a_pod_without_an_address_is_told_what_ec2_said_and_gets_one_when_ec2_is
     held = enis(sdk, node)
     assert len(held) == 2, "one interface, however often it was asked for"
     assert given in addresses(held[1])
+
+
+def test_a_subnet_that_is_full_in_words_alone_is_known_as_full(node: Node, vpc: Vpc) -> None:
+    # CreateNetworkInterface has no code for it (amazon-vpc-cni-k8s#3105).
+    vpc.fault(
+        "CreateNetworkInterface",
+        kind="error",
+        code="InvalidParameterValue",
+        status=400,
+        message="There aren't sufficient free Ipv4 addresses or prefixes",
+    )
+    node.start_ready(WARM_ENI_TARGET="0", ADD_WAIT_SECONDS="0")
+    pod = node.pod("more")
+    node.fill(PER_ENI)
+
+    def told() -> bool:
+        words = refused_words(node, pod)
+        return words is not None and "has no free addresses, next try in " in words
+
+    node.until("the pod is told that the subnet is full", told)
+    assert node.is_alive()
 
 
 def test_an_exhausted_subnet_gives_what_it_has_and_the_pod_after_that_is_told(
