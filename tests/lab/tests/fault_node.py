@@ -1,0 +1,227 @@
+"""A node of a fault run: pods that come and go on the shipped binaries, and what is true of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import random
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heartbeat import Heart
+from ipamd_node import Answer, Node, Pod, eventually
+from probes import http_get
+
+from vpc import layout
+from vpc.client import Vpc
+
+TYPE = "t3.small"  # three interfaces with three pod addresses each: interfaces come and go
+MOST_PODS, LEAST_PODS = 7, 2
+BELIEVED_AFTER = 62.0  # seconds: what changed within a minute may be described as it was
+TRY_AGAIN = 11  # CNI specification: the runtime shall call again
+# Few spare addresses and a short rest, so that the pool has to move all the time.
+SETTINGS = {
+    "WARM_IP_TARGET": "2",
+    "MINIMUM_IP_TARGET": "3",
+    "IP_COOLDOWN_PERIOD": "1",
+    "ADD_WAIT_SECONDS": "3",
+    "RECONCILE_SECONDS": "3",
+    "AWS_VPC_K8S_CNI_LOGLEVEL": "info",
+}
+
+
+@dataclass
+class Live:
+    """A pod that runs."""
+
+    pod: Pod
+    address: str
+    result: dict[str, Any]
+
+
+@dataclass
+class FaultNode:
+    """One node. Only the thread that plays on it may call it."""
+
+    vpc: Vpc
+    nodes: Any
+    name: str
+    folder: Path
+    heart: Heart
+    rng: random.Random
+    settings: dict[str, str] = field(default_factory=dict)
+    live: dict[str, Live] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+    seen: dict[str, float] = field(default_factory=dict)  # of interfaces and addresses: since when
+    _number: int = 0
+    _generation: int = 0
+
+    def start(self) -> None:
+        """Launches the instance and its daemon."""
+        self._generation += 1
+        name = f"{self.name}g{self._generation}"
+        self.node = Node(self.vpc, self.nodes, name, self.folder / name, instance_type=TYPE)
+        self.node.start_ready(**self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**SETTINGS, **self.settings}
+
+    @property
+    def netns(self) -> str:
+        return self.node.instance.netns
+
+    @property
+    def instance(self) -> str:
+        return self.node.instance.instance_id
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    # Pods
+
+    def churn(self) -> None:
+        """One pod comes or goes."""
+        few = len(self.live) <= LEAST_PODS
+        if few or (len(self.live) < MOST_PODS and self.rng.random() < 0.55):
+            self.add()
+        else:
+            self.delete(self.rng.choice(sorted(self.live)))
+
+    def add(self) -> bool:
+        """Starts a pod as a runtime does; whether it has an address. A refusal must say that it
+        is worth another try."""
+        self._number += 1
+        pod = self.node.pod(f"p{self._number}")
+        answer = self.node.add(pod)
+        if answer.status == 0:
+            self.count("pods started")
+            full = f"{self.node.name}/{pod.name}"
+            self.live[pod.name] = Live(pod, answer.address, answer.body)
+            self.heart.add(full, answer.address, pod.inside)
+            return True
+        self.count("starts refused")
+        if answer.body.get("code") != TRY_AGAIN and self.node.is_alive():
+            self.complaints.append(f"{self.name}: ADD of {pod.name}: {answer.words}")
+        self._end(pod, {})
+        return False
+
+    def delete(self, name: str) -> None:
+        """Ends a pod as a runtime does."""
+        live = self.live.pop(name)
+        self.heart.remove(self.full(name))
+        self._end(live.pod, live.result)
+        self.count("pods ended")
+
+    def full(self, name: str) -> str:
+        """A pod's name among all nodes'."""
+        return f"{self.node.name}/{name}"
+
+    def _end(self, pod: Pod, result: dict[str, Any]) -> None:
+        answer: Answer = self.node.cni("DEL", pod, result)
+        if answer.status != 0:
+            self.complaints.append(f"{self.name}: DEL of {pod.name}: {answer.words}")
+        pod.inside.close()
+        layout.remove_namespace(f"{self.netns}-{pod.name}")
+        os.close(self.node.forget(pod))
+
+    # The daemon and the instance
+
+    def kill(self) -> None:
+        """SIGKILL, and another daemon at once."""
+        assert self.node.process is not None
+        self.node.process.kill()
+        self.node.process.wait()
+        self.node.process = None
+        self.node.start(**self.environment)
+
+    def recycle(self) -> None:
+        """The node leaves, with its pods, and another one comes in its place."""
+        for name in list(self.live):
+            self.delete(name)
+        old, instance = self.node, self.instance
+        old.stop()
+        self.vpc.terminate(instance)
+        self._expect_no_interface_of(instance)
+        old.metadata.inside.close()
+        old.close()
+        layout.remove_namespace(old.instance.netns)
+        self.start()
+
+    def _expect_no_interface_of(self, instance: str) -> None:
+        def left() -> list[str]:
+            return [
+                eni["id"]
+                for eni in self.vpc.state()["enis"]
+                if instance == eni["instance"] or eni["description"].endswith(instance)
+            ]
+
+        with contextlib.suppress(AssertionError):
+            eventually("interfaces go with the node", lambda: not left(), within=5)
+        self.complaints += [f"{self.name}: {eni} outlived its node" for eni in left()]
+
+    # What is true of it
+
+    def ip(self, *words: str) -> list[dict[str, Any]]:
+        """What `ip -j` says in the node."""
+        command = ["ip", "-n", self.netns, "-j", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout or "[]")
+
+    def change(self, *words: str) -> None:
+        """A foreign hand's change with `ip`; what is not there cannot be changed."""
+        subprocess.run(["ip", "-n", self.netns, *words], capture_output=True, check=False)
+
+    def run(self, *words: str) -> str:
+        """What a command in the node's network says."""
+        command = ["nsenter", f"--net=/run/netns/{self.netns}", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def enis(self) -> list[dict[str, Any]]:
+        """Its interfaces in EC2, the primary one first."""
+        return sorted(self.node.enis(), key=lambda eni: eni["device_index"])
+
+    def look(self) -> None:
+        """Notes since when each interface, address and prefix has been seen."""
+        now = time.monotonic()
+        there = {one for eni in self.enis() for one in (eni["id"], *eni["addresses"], *eni["prefixes"])}
+        self.seen = {one: self.seen.get(one, now) for one in there}
+
+    def is_settled(self, what: str) -> bool:
+        """Whether an interface, address or prefix is so old that a look at EC2 is believed."""
+        return time.monotonic() - self.seen.get(what, time.monotonic()) > BELIEVED_AFTER
+
+    def pod_addresses(self) -> dict[str, dict[str, Any]]:
+        """Every address that pods may have, by EC2, with its interface."""
+        found = {}
+        for eni in self.enis():
+            for address in eni["addresses"][1:]:
+                found[address] = eni
+            for prefix in eni["prefixes"]:
+                for one in ipaddress.ip_network(prefix):
+                    found[str(one)] = eni
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """The daemon's own account, without labels."""
+        status, text = self.node.metadata.inside.run(
+            http_get("127.0.0.1", "/metrics", port=61678)
+        )
+        assert status == 200
+        lines = [line.split() for line in text.splitlines() if line and line[0] != "#"]
+        return {words[0]: float(words[-1]) for words in lines if "{" not in words[0]}
+
+    def knows_what_ec2_has(self) -> bool:
+        """Whether the pool counts what EC2 assigned."""
+        try:
+            told = self.metrics()
+        except (OSError, AssertionError):
+            return False
+        return told.get("awscni_total_ip_addresses") == len(self.pod_addresses())
+
