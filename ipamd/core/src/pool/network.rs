@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Block, Eni, Pool};
-use crate::cloud::{CloudError, SubnetFacts, TAG_SUBNET, TAG_SUBNET_CLUSTER, Want};
+use crate::cloud::{CloudError, CloudErrorKind, SubnetFacts, TAG_SUBNET, TAG_SUBNET_CLUSTER, Want};
 use crate::ids::{SecurityGroupId, SubnetId, Timestamp};
 use crate::limits::Mode;
 
@@ -159,6 +159,8 @@ impl Pool {
         self.network.describing = false;
         match answer {
             Ok(list) => self.network.subnets = Some(Subnets { list, at: now }),
+            // Asked again as soon as the bucket allows: what may be excluded is not to be used meanwhile.
+            Err(error) if error.kind == CloudErrorKind::Throttled => {}
             Err(error) => {
                 self.last_failure = Some(error.to_string());
                 let known = self.network.subnets.get_or_insert_default();

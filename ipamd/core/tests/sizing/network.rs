@@ -48,25 +48,27 @@ fn with_pods_subnets() -> Ec2 {
 
 #[test]
 fn under_custom_networking_the_primary_interface_serves_no_pods() {
-    let mut node = custom(with_pods_subnets());
-    node.pool.set_eni_config(config("subnet-a"));
-    node.settle();
-    assert_eq!(node.sizes(), (2, 3, 3));
-    let enis = node.ec2.enis();
-    assert!(enis[0].blocks().is_empty());
-    assert_eq!(enis[1].subnet_id.as_str(), "subnet-a");
-    for _ in 0..3 {
-        assert!(node.add());
+    for subnet in ["subnet-a", "subnet-1"] {
+        let mut node = custom(with_pods_subnets());
+        node.pool.set_eni_config(config(subnet));
+        node.settle();
+        assert_eq!(node.sizes(), (2, 3, 3), "{subnet}");
+        let enis = node.ec2.enis();
+        assert!(enis[0].blocks().is_empty(), "{subnet}");
+        assert_eq!(enis[1].subnet_id.as_str(), subnet);
+        for _ in 0..3 {
+            assert!(node.add());
+        }
+        assert!(!node.add());
+        let made = node.tick().into_iter().find_map(|action| match action {
+            Action::Create(request) => Some(request),
+            _ => None,
+        });
+        assert_eq!(
+            made.unwrap().security_groups,
+            [SecurityGroupId::new("sg-pods")]
+        );
     }
-    assert!(!node.add());
-    let made = node.tick().into_iter().find_map(|action| match action {
-        Action::Create(request) => Some(request),
-        _ => None,
-    });
-    assert_eq!(
-        made.unwrap().security_groups,
-        [SecurityGroupId::new("sg-pods")]
-    );
 }
 
 #[test]
@@ -250,6 +252,19 @@ fn without_leave_to_describe_subnets_the_primary_interfaces_subnet_is_used() {
     node.settle();
     assert_eq!(subnets(&node), ["subnet-1", "subnet-1"]);
     assert_eq!(node.ec2.calls(Operation::DescribeSubnets), 1);
+}
+
+#[test]
+fn a_look_at_the_subnets_that_ec2_throttles_is_repeated_before_anything_grows() {
+    let ec2 = small();
+    ec2.tag_subnet("subnet-1", &[EXCLUDED]);
+    let mut node = Node::new(ec2, Targets::default());
+    let throttle = selvage_ipamd_core::fake::Fault::Throttle;
+    node.ec2
+        .fail_next(Operation::DescribeSubnets, &[throttle, throttle]);
+    node.settle();
+    assert_eq!(node.ec2.calls(Operation::DescribeSubnets), 3);
+    assert!(node.ec2.enis()[0].blocks().is_empty());
 }
 
 #[test]

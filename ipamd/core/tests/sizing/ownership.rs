@@ -83,12 +83,21 @@ fn an_untagged_interface_is_used_and_tagged_unless_the_settings_forbid_it() {
 fn an_adopted_interface_is_not_removed_by_the_next_process_either() {
     let ec2 = Ec2::small();
     ec2.attach_by_hand(1, 3);
+    ec2.attach_by_hand(2, 3);
     let mut node = Node::new(ec2, Targets::default());
     node.settle();
+    let tagged = |node: &Node| {
+        node.ec2
+            .enis()
+            .iter()
+            .filter(|e| !e.tags.is_empty())
+            .count()
+    };
+    assert!(tagged(&node) >= 2);
     let mut node = Node::new(node.ec2, Targets::default());
-    node.wait(1000);
+    node.wait(5000);
     node.settle();
-    assert_eq!(node.ec2.enis().len(), 2);
+    assert_eq!(node.ec2.enis().len(), 3, "though it is more than is wanted");
 }
 
 #[test]

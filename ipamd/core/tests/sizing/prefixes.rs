@@ -1,9 +1,12 @@
 //! Prefix delegation: targets, packing, fragmented subnets, a change of mode.
 
+use std::time::Duration;
+
 use selvage_ipamd_core::action::Action;
 use selvage_ipamd_core::cloud::{Operation, Want};
 use selvage_ipamd_core::fake::{self, Ec2, Fault};
 use selvage_ipamd_core::ids::EniId;
+use selvage_ipamd_core::limits::Mode;
 use selvage_ipamd_core::plan::Targets;
 use selvage_ipamd_core::pool::Settings;
 
@@ -89,23 +92,30 @@ fn pods_fill_the_fullest_prefix_so_that_others_drain_and_go_back() {
 
 #[test]
 fn a_prefix_with_an_address_that_rests_is_not_given_back() {
-    let mut node = Node::with_prefixes(Ec2::with_limits(3, 10), prefixes(0));
+    let settings = Settings {
+        mode: Mode::Prefixes,
+        cooldown: Duration::from_secs(7200),
+        ..fake::settings()
+    };
+    let mut node = Node::with(Ec2::with_limits(3, 10), prefixes(1), settings);
     node.settle();
-    node.add_many(17);
-    assert_eq!(node.sizes(), (1, 32, 15));
-    node.wait(400);
-    node.del(17);
+    assert!(node.add());
+    node.settle();
+    assert_eq!(node.sizes(), (1, 32, 31));
+    // Nothing in it serves any more, and all but one address could go.
+    node.ec2
+        .tag_subnet("subnet-1", &[("kubernetes.io/role/cni", "0")]);
+    node.wait(50_000);
+    node.del(1);
+    node.settle();
+    let held = |node: &Node| node.ec2.enis()[0].prefixes.len();
+    assert_eq!(held(&node), 1, "the one without a pod has gone");
+    node.wait(7199);
+    node.settle();
+    assert_eq!(held(&node), 1);
     node.wait(1);
     node.settle();
-    assert_eq!(node.sizes().1, 32);
-    node.wait(28);
-    node.settle();
-    assert_eq!(node.ec2.calls(Operation::UnassignAddresses), 0);
-    // 16 pods hold the first prefix: with none free one address must stay.
-    node.del(1);
-    node.wait(400);
-    node.settle();
-    assert_eq!(node.sizes(), (1, 16, 1));
+    assert_eq!(held(&node), 0);
 }
 
 #[test]
@@ -184,7 +194,7 @@ fn addresses_from_before_a_change_of_mode_are_drained_not_cut() {
     let leases = node.pool.leases();
     // The daemon starts again with prefixes.
     let settings = Settings {
-        mode: selvage_ipamd_core::limits::Mode::Prefixes,
+        mode: Mode::Prefixes,
         ..fake::settings()
     };
     let mut node = Node {
