@@ -102,7 +102,7 @@ impl Ec2 {
         self.lock().fragment(&SubnetId::new(id), fragmented);
     }
 
-    /// Every call of the [`Cloud`] first waits for what `delay` returns.
+    /// Every call of the [`Cloud`](crate::cloud::Cloud) first waits for what `delay` returns.
     #[must_use]
     pub fn slowed_by(
         mut self,

@@ -465,12 +465,12 @@ impl World {
         self.config = Some(1);
         self.unschedulable = false;
         self.tell();
-        for _ in 0..40 {
+        for _ in 0..25 {
             for _ in 0..8 {
                 self.tick(false);
                 self.now = self.now + Duration::from_secs(3);
             }
-            self.now = self.now + Duration::from_secs(70);
+            self.now = self.now + Duration::from_secs(130);
             self.pool.reconcile(&self.ec2.enis(), self.now);
             self.check();
         }
