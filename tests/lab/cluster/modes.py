@@ -78,7 +78,7 @@ def attempt(run: Run, environment: dict[str, str]) -> list[str]:
 
 # Beside the pairs: nodes at their limits.
 LIMITS = (
-    ("full nodes", {"TYPES": "c5.large,c5.xlarge", "POLICY": "none"}, brim.fill),
+    ("full nodes", {"TYPES": "c5.large,c5.xlarge"}, brim.fill),
     ("unschedulable node", {"POLICY": "none"}, brim.unschedulable),
 )
 
