@@ -29,7 +29,9 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Resting};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::events::EventSink;
-use crate::hostnet::{Host, HostError, NodeNet, PodNet, Snat, veth_suffix};
+use crate::hostnet::{
+    DEFAULT_MARK, Host, HostError, NodeNet, PodNet, Pods, PodsV4, Snat, veth_suffix,
+};
 use crate::metrics::{self, Metrics};
 use crate::server::{self, ServerError};
 
@@ -213,7 +215,7 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
         let now = clock.now();
         let mut pool = Pool::new(&instance, settings(config, now));
         pool.reconcile(&enis, now);
-        self.restore(&mut pool, checkpoint, now).await?;
+        self.restore(&mut pool, checkpoint, &node, now).await?;
         Ok(Ready {
             instance,
             limits,
@@ -261,6 +263,7 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
         &self,
         pool: &mut Pool,
         checkpoint: Checkpoint,
+        node: &NodeNet,
         now: Timestamp,
     ) -> Result<(), RunError> {
         let Shared { host, config, .. } = self.shared.as_ref();
@@ -294,24 +297,30 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
         for lease in aside {
             warn!(pod = %lease.pod, address = %lease.address, "pod's address is on no interface");
         }
-        let pods: Vec<PodNet> = pool
-            .leases()
-            .into_iter()
-            .filter_map(|lease| {
-                Some(PodNet {
-                    address: lease.address,
-                    device_index: lease.device_index?,
-                    veth: veth_of(&links, &veth_suffix(&lease.pod))?,
-                })
-            })
-            .collect();
+        let pods = pod_nets(pool);
         info!(pods = pods.len(), "pods taken over");
-        if let Err(error) = host.ensure_pods(&pods).await {
-            // Each pod's own trouble has been logged; they may work all the same.
+        for error in host.ensure_routing(node, &[], &pods).await.failed {
+            // They may work all the same.
             error!(%error, "routes and rules of pods taken over");
         }
         Ok(())
     }
+}
+
+/// What the host needs for each pod whose address is on an interface. A pod without a name has no veth that could be
+/// found.
+pub(crate) fn pod_nets(pool: &Pool) -> Vec<PodNet> {
+    let leases = pool.leases().into_iter();
+    leases
+        .filter(|lease| !lease.pod.name.is_empty())
+        .filter_map(|lease| {
+            Some(PodNet {
+                address: lease.address,
+                device_index: lease.device_index?,
+                veth: veth_suffix(&lease.pod),
+            })
+        })
+        .collect()
 }
 
 fn some<T>(list: Vec<T>, words: &str) -> Result<Vec<T>, String> {
@@ -365,20 +374,21 @@ pub(crate) fn node_net(config: &Config, instance: &InstanceFacts, vpc: &[Ipv4Net
     };
     NodeNet {
         primary_mac: instance.primary_mac,
-        primary_address: instance.primary_address,
-        mtu: config.eni_mtu,
         veth_prefix: config.veth_prefix.clone(),
-        snat,
+        mark: DEFAULT_MARK,
+        pods: Pods::V4(PodsV4 {
+            primary_address: instance.primary_address,
+            snat,
+            node_port: true,
+            external_services: BTreeSet::new(),
+        }),
     }
 }
 
 /// An entry without a pod's name cannot be looked for, and stays.
 fn has_veth(entry: &Entry, links: &BTreeSet<String>) -> bool {
-    entry.pod.name.is_empty() || veth_of(links, &veth_suffix(&entry.pod)).is_some()
-}
-
-fn veth_of(links: &BTreeSet<String>, suffix: &str) -> Option<String> {
-    links.iter().find(|name| name.ends_with(suffix)).cloned()
+    let suffix = veth_suffix(&entry.pod);
+    entry.pod.name.is_empty() || links.iter().any(|name| name.ends_with(&suffix))
 }
 
 /// Serves the metrics. A port that is taken is tried again: addresses are given all the same.

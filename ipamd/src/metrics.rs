@@ -11,6 +11,8 @@ use std::time::Duration;
 use selvage_ipamd_core::cloud::{CloudError, Operation};
 use selvage_ipamd_core::pool::Stats;
 
+use crate::hostnet::Part;
+
 mod serve;
 
 pub use serve::{MetricsError, serve};
@@ -37,7 +39,7 @@ struct Counters {
     api_calls: BTreeMap<(Operation, String), (u64, Duration)>,
     api_errors: BTreeMap<(Operation, String), u64>,
     ipamd_errors: BTreeMap<&'static str, u64>,
-    repairs: u64,
+    repairs: BTreeMap<Part, u64>,
     checkpoint_writes: u64,
     checkpoint_write_time: Duration,
 }
@@ -92,8 +94,8 @@ impl Metrics {
     }
 
     /// Something of the host had to be made again.
-    pub fn count_repair(&self) {
-        self.lock().repairs += 1;
+    pub fn count_repair(&self, part: Part) {
+        *self.lock().repairs.entry(part).or_default() += 1;
     }
 
     /// The checkpoint was written: what an ADD waited for, serialising included.
@@ -213,11 +215,16 @@ impl Metrics {
         for (what, count) in &counters.ipamd_errors {
             text.sample("awscni_ipamd_error_count", &[("fn", what)], *count);
         }
-        text.counter(
-            "selvage_ipamd_host_repairs",
-            "Times something of the host was made again",
-            counters.repairs,
+        let name = "selvage_ipamd_host_repairs";
+        text.head(
+            name,
+            "Times something of the host was made again, by kind",
+            "counter",
         );
+        for part in Part::ALL {
+            let count = counters.repairs.get(&part).copied().unwrap_or(0);
+            text.sample(name, &[("kind", part.name())], count);
+        }
         let name = "selvage_ipamd_checkpoint_write_ms";
         text.head(name, "Writes of the checkpoint", "summary");
         text.sample(
@@ -341,6 +348,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.count_add();
         metrics.count_del("PodDeleted");
+        metrics.count_repair(Part::PodRule);
         metrics.count_del("whatever a caller says");
         let error = CloudError::from_code(Operation::CreateEni, "Odd\"Code", "words", None);
         metrics.count_call(
@@ -368,6 +376,8 @@ mod tests {
             "awscni_assigned_ip_addresses 2",
             "awscni_assigned_ip_per_eni{eni=\"eni-1\"} 2",
             "awscni_eni_max 3",
+            "selvage_ipamd_host_repairs{kind=\"pod_rule\"} 1",
+            "selvage_ipamd_host_repairs{kind=\"nat\"} 0",
             "awscni_ip_max 27",
             "awscni_aws_api_error_count{api=\"CreateNetworkInterface\",error=\"Odd\\\"Code\"} 1",
             "awscni_ec2api_req_count{fn=\"CreateNetworkInterface\"} 1",

@@ -13,6 +13,7 @@ use rustix::event::Timespec;
 use rustix::io::Errno;
 
 use crate::route::family_of;
+use crate::rule::Family;
 use crate::{Error, LinkIndex, Request, Socket};
 
 /// Between two looks at an address that is tested for duplicates: that takes a second or two.
@@ -140,19 +141,25 @@ fn flags(message: &AddressMessage) -> AddressFlags {
     ))
 }
 
-/// Removes the global addresses of a link but those in `keep`, and tells which went.
+/// Removes the global addresses of a link in one family but those in `keep`, and tells which went.
 ///
 /// For an ENI's interface: a distribution's scripts may have put secondary addresses on it, and an address on
 /// the host is deaf in the pod. *Cost*: a listing and one batch.
 pub fn flush_global(
     socket: &mut Socket,
     link: LinkIndex,
+    family: Family,
     keep: &[IpNet],
 ) -> Result<Vec<IpNet>, Error> {
+    let of_family = |net: &IpNet| match (net, family) {
+        (IpNet::V4(_), Family::V4) | (IpNet::V6(_), Family::V6) => true,
+        (IpNet::V4(_), Family::V6) | (IpNet::V6(_), Family::V4) => false,
+    };
     let mut gone: Vec<IpNet> = list(socket, Some(link))?
         .into_iter()
-        .filter(|address| address.global && !keep.contains(&address.net))
+        .filter(|address| address.global)
         .map(|address| address.net)
+        .filter(|net| of_family(net) && !keep.contains(net))
         .collect();
     gone.sort_unstable();
     let requests: Vec<_> = gone.iter().map(|net| remove(link, *net)).collect();
@@ -173,7 +180,7 @@ fn message(link: LinkIndex, net: IpNet) -> AddressMessage {
     message
 }
 
-fn read(message: &AddressMessage) -> Option<Address> {
+pub(crate) fn read(message: &AddressMessage) -> Option<Address> {
     let mut local: Option<IpAddr> = None;
     for attribute in &message.attributes {
         match attribute {

@@ -15,13 +15,14 @@
 //!
 //! | module | reads | makes and removes |
 //! |---|---|---|
-//! | [`link`] | [`link::list`], [`link::find`], [`link::find_by_mac`], [`link::await_operational`] | [`link::create_veth`], [`link::set_up`], [`link::set_mtu`], [`link::remove`] |
-//! | [`addr`] | [`addr::list`] | [`addr::ensure`], [`addr::remove`], [`addr::flush_global`] |
+//! | [`link`] | [`link::list`], [`link::find`], [`link::find_by_mac`], [`link::await_operational`] | [`link::create_veth`], [`link::set_up`], [`link::set_mtu`], [`link::set_mac`], [`link::remove`] |
+//! | [`addr`] | [`addr::list`] | [`addr::ensure`], [`addr::ensure_at_once`], [`addr::remove`], [`addr::flush_global`] |
 //! | [`route`] | [`route::list`] | [`route::add`], [`route::replace`], [`route::remove`] |
 //! | [`rule`] | [`rule::list`] | [`rule::ensure`], [`rule::remove`], [`rule::remove_every`] |
 //! | [`neigh`] | [`neigh::list`] | [`neigh::replace`], [`neigh::remove`] |
 //! | [`sysctl`] | [`sysctl::read`] | [`sysctl::write`], [`sysctl::ensure`], [`sysctl::ensure_if_there`] |
 //! | [`netns`] | | [`NetNs::open_socket`], [`NetNs::run`] |
+//! | [`monitor`] | [`Monitor::drain`]: what others change | |
 //!
 //! *Needs*: `CAP_NET_ADMIN` over the network namespace for every change, `CAP_SYS_ADMIN` to enter another one.
 //! Reading needs nothing. *Cost*: a change costs 2 to 10 µs and a share of one `send`; a listing is linear in the
@@ -43,6 +44,7 @@ pub mod addr;
 mod error;
 pub mod link;
 mod mac;
+pub mod monitor;
 pub mod neigh;
 pub mod netns;
 pub mod route;
@@ -53,6 +55,7 @@ pub mod sysctl;
 pub use error::Error;
 pub use link::LinkIndex;
 pub use mac::Mac;
+pub use monitor::{Event, Monitor};
 pub use netns::NetNs;
 pub use route::TableId;
 pub use socket::{Message, Reply, Request, Socket};

@@ -114,15 +114,20 @@ pub fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
     Ok(link.filter(|link| link.name == name))
 }
 
-/// The link that has a hardware address: the lowest-numbered one that is not a `vlan`, `macvlan` or `ipvlan`,
-/// since those repeat the address of the link below. *Cost*: linear in the links.
+/// The link that has a hardware address, as [`with_mac`] picks it. *Cost*: linear in the links.
 pub fn find_by_mac(socket: &mut Socket, mac: Mac) -> Result<Option<Link>, Error> {
-    let mut links = list(socket)?;
-    links.sort_by_key(|link| link.index);
-    Ok(links.into_iter().find(|link| {
-        let repeats = matches!(link.kind.as_deref(), Some("vlan" | "macvlan" | "ipvlan"));
-        link.mac == Some(mac) && !repeats
-    }))
+    Ok(with_mac(&list(socket)?, mac).cloned())
+}
+
+/// Of some links the one that has a hardware address: the lowest-numbered one that is not a `vlan`, `macvlan` or
+/// `ipvlan`, since those repeat the address of the link below.
+pub fn with_mac(links: &[Link], mac: Mac) -> Option<&Link> {
+    let repeats =
+        |link: &&Link| matches!(link.kind.as_deref(), Some("vlan" | "macvlan" | "ipvlan"));
+    links
+        .iter()
+        .filter(|link| link.mac == Some(mac) && !repeats(link))
+        .min_by_key(|link| link.index)
 }
 
 /// All links of the socket's namespace. *Cost*: linear in the links.
@@ -188,6 +193,20 @@ pub fn set_mtu(index: LinkIndex, mtu: u32) -> Request {
     message.attributes.push(LinkAttribute::Mtu(mtu));
     Request::new(
         format!("set mtu of link {index} to {mtu}"),
+        RouteNetlinkMessage::NewLink(message),
+        0,
+        &[],
+    )
+}
+
+/// Sets a link's hardware address. The kernel does it on a veth that is up.
+pub fn set_mac(index: LinkIndex, mac: Mac) -> Request {
+    let mut message = of(index);
+    message
+        .attributes
+        .push(LinkAttribute::Address(mac.bytes().to_vec()));
+    Request::new(
+        format!("set address of link {index} to {mac}"),
         RouteNetlinkMessage::NewLink(message),
         0,
         &[],
@@ -260,7 +279,16 @@ pub fn parse(message: &Message) -> Result<Link, Error> {
     if message.kind != RTM_NEWLINK {
         return Err(fail(format!("message of type {}", message.kind)));
     }
-    let header = LinkHeader::parse(&message.body).map_err(|e| fail(e.to_string()))?;
+    parse_body(&message.body)
+}
+
+/// As [`parse`], for what follows any netlink header of a link.
+pub(crate) fn parse_body(body: &[u8]) -> Result<Link, Error> {
+    let fail = |reason: String| Error::Decode {
+        what: "link".into(),
+        reason,
+    };
+    let header = LinkHeader::parse(body).map_err(|e| fail(e.to_string()))?;
     let index = LinkIndex::new(header.index).ok_or_else(|| fail("index 0".into()))?;
     let mut link = Link {
         index,
@@ -272,7 +300,7 @@ pub fn parse(message: &Message) -> Result<Link, Error> {
         kind: None,
         peer: None,
     };
-    for attribute in NlasIterator::new(message.body.get(FIXED..).unwrap_or(&[])) {
+    for attribute in NlasIterator::new(body.get(FIXED..).unwrap_or(&[])) {
         let attribute = attribute.map_err(|e| fail(e.to_string()))?;
         let value = attribute.value();
         match attribute.kind() {

@@ -210,7 +210,7 @@ fn key(table: TableId, destination: IpNet) -> RouteMessage {
     message
 }
 
-fn read(message: &RouteMessage, like: IpAddr) -> Option<Route> {
+pub(crate) fn read(message: &RouteMessage, like: IpAddr) -> Option<Route> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }

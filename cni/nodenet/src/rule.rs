@@ -253,7 +253,7 @@ fn unspecified(family: Family) -> IpAddr {
     }
 }
 
-fn read(message: &RuleMessage, family: Family) -> Option<Rule> {
+pub(crate) fn read(message: &RuleMessage, family: Family) -> Option<Rule> {
     if message.header.action != RuleAction::ToTable {
         return None;
     }

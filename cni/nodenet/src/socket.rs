@@ -320,14 +320,14 @@ impl Socket {
 }
 
 /// The parts of a netlink header that tell answers apart.
-struct Header {
-    kind: u16,
+pub(crate) struct Header {
+    pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
 }
 
 /// The messages of a datagram. Stops at one whose length cannot be.
-fn split(mut datagram: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
+pub(crate) fn split(mut datagram: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     std::iter::from_fn(move || {
         let (header, _) = datagram.split_first_chunk::<HEADER>()?;
         let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;

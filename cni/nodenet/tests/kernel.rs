@@ -12,7 +12,8 @@ use selvage_nodenet::route::Route;
 use selvage_nodenet::rule::{Direction, Family, Rule};
 use selvage_nodenet::sysctl::Key;
 use selvage_nodenet::{
-    Error, LinkIndex, Mac, NetNs, Socket, TableId, addr, link, neigh, route, rule, sysctl,
+    Error, Event, LinkIndex, Mac, Monitor, NetNs, Socket, TableId, addr, link, neigh, route, rule,
+    sysctl,
 };
 
 const HOST_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
@@ -240,17 +241,20 @@ fn flushing_a_link_leaves_what_it_shall_keep_and_every_other_link() {
         addr::ensure(outer, own),
         addr::ensure(outer, net("10.40.0.11/20")),
         addr::ensure(outer, net("10.40.0.12/32")),
+        addr::ensure(outer, net("2001:db8::9/64")),
         addr::ensure(lo, net("10.40.0.13/32")),
     ])
     .unwrap();
-    let gone = addr::flush_global(&mut here, outer, &[own]).unwrap();
+    let gone = addr::flush_global(&mut here, outer, Family::V4, &[own]).unwrap();
     assert_eq!(gone, [net("10.40.0.11/20"), net("10.40.0.12/32")]);
     let left = |socket: &mut Socket, link| -> Vec<IpNet> {
         let all = addr::list(socket, Some(link)).unwrap();
-        let ours = |net: &IpNet| net.addr().is_ipv4() && !net.addr().is_loopback();
-        all.iter().map(|address| address.net).filter(ours).collect()
+        let global = all
+            .iter()
+            .filter(|a| a.global && !a.net.addr().is_loopback());
+        global.map(|address| address.net).collect()
     };
-    assert_eq!(left(&mut here, outer), [own]);
+    assert_eq!(left(&mut here, outer), [own, net("2001:db8::9/64")]);
     assert_eq!(left(&mut here, lo), [net("10.40.0.13/32")]);
 }
 
@@ -318,4 +322,164 @@ fn a_sysctl_is_written_once_and_a_missing_one_is_told_apart() {
     assert!(!sysctl::ensure_if_there(&missing, "1").unwrap());
     let error = sysctl::ensure(&missing, "1").unwrap_err();
     assert!(matches!(error, Error::Missing { .. }), "{error}");
+}
+
+#[test]
+fn a_pod_of_ipv6_wired_with_these_requests_talks_to_its_host_at_once() {
+    let mut here = host();
+    let pod = namespace();
+    let (mut there, outer, inner) = veth(&mut here, &pod);
+    let (own, gateway) = (net("2001:db8::7/128"), ip("fe80::1"));
+    let lo = LinkIndex::new(1).unwrap();
+    here.run_all(&[
+        link::set_up(lo),
+        link::set_up(outer),
+        route::replace(&Route::on_link(TableId::MAIN, own, outer)),
+        rule::ensure(&Rule::new(Family::V6, 512, TableId::MAIN).to(own)),
+        addr::ensure_at_once(lo, net("2001:db8::1/128")),
+    ])
+    .unwrap();
+    there.run_one(link::set_up(inner)).unwrap();
+    for (socket, end) in [(&mut here, outer), (&mut there, inner)] {
+        assert!(link::await_operational(socket, end, Duration::from_secs(5)).unwrap());
+    }
+    there
+        .run_all(&[
+            route::add(&Route::on_link(TableId::MAIN, IpNet::from(gateway), inner)),
+            route::add(&Route::default_via(TableId::MAIN, gateway, inner)),
+            addr::ensure_at_once(inner, own),
+            neigh::replace(inner, gateway, HOST_MAC),
+        ])
+        .unwrap();
+    let soon = Duration::ZERO;
+    assert!(addr::await_usable(&mut there, inner, own.addr(), soon).unwrap());
+    let listener = TcpListener::bind("[2001:db8::1]:0").unwrap();
+    let at: SocketAddr = listener.local_addr().unwrap();
+    let heard = pod.run(|| {
+        let stream = TcpStream::connect_timeout(&at, Duration::from_secs(5)).unwrap();
+        stream.local_addr().unwrap().ip()
+    });
+    assert_eq!(heard.unwrap(), own.addr());
+
+    let main = route::list(&mut here, TableId::MAIN, gateway).unwrap();
+    assert!(main.iter().any(|r| r.destination == own && r.link == outer));
+    let rules = rule::list(&mut here, Family::V6).unwrap();
+    assert!(rules.contains(&Rule::new(Family::V6, 512, TableId::MAIN).to(own)));
+    let inside = route::list(&mut there, TableId::MAIN, gateway).unwrap();
+    let default = Route::default_via(TableId::MAIN, gateway, inner);
+    let found = |want: &Route| {
+        inside.iter().any(|r| {
+            (r.destination, r.gateway, r.link) == (want.destination, want.gateway, want.link)
+        })
+    };
+    assert!(found(&default), "{inside:?}");
+    let neighbours = neigh::list(&mut there, inner, gateway).unwrap();
+    assert!(neighbours.iter().any(|n| n.ip == gateway && n.permanent));
+    let gone = here
+        .run_one(route::remove(TableId::MAIN, own, None))
+        .unwrap();
+    assert!(
+        gone.changed,
+        "the kernel finds the route by destination alone"
+    );
+}
+
+#[test]
+fn an_address_of_ipv6_that_somebody_on_the_link_has_is_never_usable() {
+    let mut here = host();
+    let pod = namespace();
+    let (mut there, outer, inner) = veth(&mut here, &pod);
+    let shared = net("2001:db8::9/64");
+    here.run_one(link::set_up(outer)).unwrap();
+    there.run_one(link::set_up(inner)).unwrap();
+    assert!(link::await_operational(&mut here, outer, Duration::from_secs(5)).unwrap());
+    here.run_one(addr::ensure_at_once(outer, shared)).unwrap();
+    there.run_one(addr::ensure(inner, shared)).unwrap();
+    let patience = Duration::from_secs(10);
+    assert!(!addr::await_usable(&mut there, inner, shared.addr(), patience).unwrap());
+}
+
+#[test]
+fn a_monitor_tells_what_others_do_in_order_and_then_nothing() {
+    let mut here = host();
+    let monitor = Monitor::open().unwrap();
+    let pod = namespace();
+    let (_there, outer, _) = veth(&mut here, &pod);
+    let rule = Rule::new(Family::V4, 1536, TableId(3)).from(net(POD));
+    let rule6 = Rule::new(Family::V6, 512, TableId::MAIN).to(net("2001:db8::7/128"));
+    let route = Route::on_link(TableId(3), net(POD), outer);
+    let other = Mac::new([2, 0, 0, 0, 0, 9]);
+    let first = monitor.drain().unwrap();
+    let born = first.iter().find_map(|event| match event {
+        Event::Link(link) if link.index == outer => link.mac,
+        _ => None,
+    });
+    assert_eq!(
+        born,
+        Some(HOST_MAC),
+        "the first word of a veth is its own address"
+    );
+    here.run_all(&[link::set_up(outer), link::set_mac(outer, other)])
+        .unwrap();
+    let mac = |event: &Event| match event {
+        Event::Link(link) if link.index == outer => link.mac,
+        _ => None,
+    };
+    let told = monitor.drain().unwrap();
+    assert_eq!(told.iter().filter_map(mac).next_back(), Some(other));
+    here.run_all(&[
+        addr::ensure(outer, net("10.40.0.13/32")),
+        route::add(&route),
+        rule::ensure(&rule),
+        rule::ensure(&rule6),
+        rule::remove(&rule6),
+        rule::remove(&rule),
+        route::remove(TableId(3), net(POD), None),
+        addr::remove(outer, net("10.40.0.13/32")),
+        link::remove(outer),
+    ])
+    .unwrap();
+    let told: Vec<Event> = monitor.drain().unwrap();
+    let at = |want: &Event| {
+        told.iter()
+            .position(|event| event == want)
+            .unwrap_or_else(|| panic!("{want:?} is not among {told:?}"))
+    };
+    let order = [
+        told.iter()
+            .position(|e| matches!(e, Event::Address(a) if a.net == net("10.40.0.13/32")))
+            .unwrap(),
+        at(&Event::Route(route.clone())),
+        at(&Event::Rule(rule.clone())),
+        at(&Event::Rule(rule6.clone())),
+        at(&Event::RuleGone(rule6)),
+        at(&Event::RuleGone(rule)),
+        at(&Event::RouteGone(route)),
+        told.iter()
+            .position(|e| matches!(e, Event::AddressGone(a) if a.net == net("10.40.0.13/32")))
+            .unwrap(),
+        at(&Event::LinkGone(outer)),
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+    assert_eq!(monitor.drain().unwrap(), []);
+}
+
+#[test]
+fn a_monitor_that_missed_something_says_so() {
+    let mut here = host();
+    let monitor = Monitor::open().unwrap();
+    let rules: Vec<_> = (1..=500)
+        .map(|n| Rule::new(Family::V4, 512, TableId(n)).to(net(POD)))
+        .collect();
+    let add: Vec<_> = rules.iter().map(rule::ensure).collect();
+    let remove: Vec<_> = rules.iter().map(rule::remove).collect();
+    // 60,000 notifications: more than any buffer of ours holds.
+    for _ in 0..60 {
+        here.run_all(&add).unwrap();
+        here.run_all(&remove).unwrap();
+    }
+    let told = monitor.drain().unwrap();
+    assert!(told.contains(&Event::Overrun), "{} events", told.len());
+    here.run_one(rule::ensure(&rules[0])).unwrap();
+    assert_eq!(monitor.drain().unwrap(), [Event::Rule(rules[0].clone())]);
 }

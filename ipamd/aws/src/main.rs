@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use selvage_ipamd::config::{Args, Config};
-use selvage_ipamd::hostnet::Kernel;
+use selvage_ipamd::hostnet::{Family, Kernel, Prepare};
 use selvage_ipamd_core::cloud::{Cloud, InstanceFacts};
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -166,7 +166,11 @@ fn init(cli: &Cli) -> anyhow::Result<()> {
             .context("ended before instance metadata answered")?;
         signals.abort();
         // Blocks, as nothing else is to be done.
-        let changed = selvage_ipamd::prepare_node(facts.primary_mac)?;
+        let prepare = Prepare {
+            family: Family::V4,
+            tcp_early_demux: true,
+        };
+        let changed = selvage_ipamd::prepare_node(facts.primary_mac, prepare)?;
         info!(?changed, "node prepared");
         Ok(())
     })

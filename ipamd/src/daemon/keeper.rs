@@ -11,7 +11,7 @@ use selvage_ipamd_core::cause::why_empty;
 use selvage_ipamd_core::cloud::{
     Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, SeenEni,
 };
-use selvage_ipamd_core::ids::{EniId, PodKey, PodName, Timestamp};
+use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
 use selvage_ipamd_core::limits::Limits;
 use selvage_ipamd_core::plan::{Targets, plan};
 use selvage_ipamd_core::pool::Pool;
@@ -27,9 +27,10 @@ use super::{DRAIN, Ready, RunError, Shared, act};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Store};
 use crate::conflist::{self, InstallError, Installed, Missing};
 use crate::events::EventSink;
-use crate::hostnet::{EniNet, Host, HostError};
+use crate::hostnet::{Host, HostError, Obstacle};
 use crate::metrics::Snapshot;
 
+mod host;
 mod leases;
 mod survey;
 
@@ -46,7 +47,7 @@ enum Done {
     Seen(Result<Vec<SeenEni>, CloudError>),
     Described(Result<Vec<EniFacts>, CloudError>),
     Blocks(Result<Vec<Ipv4Net>, CloudError>),
-    Host(Result<Vec<String>, HostError>),
+    Host(host::Look),
     Forgot(Result<(), HostError>),
     Written(u64, Result<(), CheckpointError>),
     Installed(Result<Installed, InstallError>),
@@ -66,6 +67,10 @@ struct Timers {
     surveying: bool,
     refresh: Instant,
     refreshing: u8,
+    /// Somebody has disturbed the host's network: when to look.
+    disturbed: Option<Instant>,
+    /// When a look at the host has last begun or ended.
+    looked: Instant,
     installing: bool,
 }
 
@@ -87,6 +92,8 @@ pub(super) struct Keeper<C, H, E> {
     timers: Timers,
     /// What is left out of the conflist.
     missing: Vec<Missing>,
+    /// What was told of last that keeps pods' traffic from passing.
+    obstacles: Vec<Obstacle>,
 }
 
 impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
@@ -127,9 +134,12 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 surveying: false,
                 refresh: now + REFRESH,
                 refreshing: 0,
+                disturbed: None,
+                looked: now,
                 installing: false,
             },
             missing: Vec::new(),
+            obstacles: Vec::new(),
         }
     }
 
@@ -141,11 +151,14 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     ) -> Result<(), RunError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        self.refresh_host();
+        // What a start makes is not repaired: not counted.
+        self.look_at_host(host::Scope::All, host::Why::Start);
+        let shared = self.shared.clone();
         loop {
             self.advance();
             let patience = self.waiting.iter().map(|w| w.until).min();
             let write = self.journal.due_at(Instant::now());
+            let disturbed = self.timers.disturbed;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(request) = inbox.recv() => {
@@ -166,6 +179,8 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                     self.journal.unstick();
                     self.look_around();
                 }
+                () = shared.host.disturbed(), if disturbed.is_none() => self.disturbed(),
+                () = at(disturbed) => self.look_after_disturbance(),
                 () = at(patience.into_iter().chain(write).min()) => {}
             }
         }
@@ -218,17 +233,6 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         });
     }
 
-    fn eni_net(&self, eni: &EniId) -> Option<EniNet> {
-        let eni = self.pool.eni(eni)?;
-        Some(EniNet {
-            mac: eni.mac(),
-            device_index: eni.device_index()?,
-            address: eni.primary_address(),
-            subnet: eni.subnet(),
-            mtu: self.shared.config.eni_mtu,
-        })
-    }
-
     fn answer(&mut self, request: Request) {
         let now = self.now();
         match request {
@@ -253,18 +257,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             Done::Seen(seen) => self.take_seen(seen, now),
             Done::Described(enis) => self.take_described(enis, now),
             Done::Blocks(blocks) => self.take_blocks(blocks),
-            Done::Host(Ok(changed)) => {
-                self.timers.refreshing -= 1;
-                if !changed.is_empty() {
-                    warn!(?changed, "host network repaired");
-                    self.shared.metrics.count_repair();
-                }
-            }
-            Done::Host(Err(error)) => {
-                self.timers.refreshing -= 1;
-                error!(%error, "host network");
-                self.trouble("HostNetworkFailed", "Repair".into(), error.to_string());
-            }
+            Done::Host(look) => self.take_host(look),
             Done::Forgot(Ok(())) => {}
             Done::Forgot(Err(error)) => {
                 error!(%error, "rules of a gone pod");

@@ -2,22 +2,29 @@
 //! one transaction.
 //!
 //! ```text
-//! nat     POSTROUTING -> AWS-SNAT-CHAIN-0      leave the VPC's blocks alone, translate the rest
+//! mangle  PREROUTING  -i ens5 to an address of its own: mark the connection (NodePort)
+//!         PREROUTING  -i eni+ take the mark over: replies of pods, later packets of connections that they began
 //! nat     PREROUTING  -i eni+ -> AWS-CONNMARK-CHAIN-0   mark a connection that leaves the VPC
 //!         PREROUTING  take the mark over (first packet)
-//! mangle  PREROUTING  -i eni+ take the mark over (later packets, which nat does not see)
+//!         POSTROUTING -> AWS-SNAT-CHAIN-0      leave the VPC's blocks alone, translate the rest
 //! ```
 //!
 //! A chain that differs is replaced within its transaction, so no packet meets half of it. Rules are written as the
 //! tools list them, so that comparing texts is enough.
 
-use super::{HostError, MARK, NodeNet, Snat};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+
+use ipnet::Ipv4Net;
+
+use super::{HostError, NodeNet, Part, PodsV4, Snat};
 use crate::config::RandomizeSnat;
 
 /// Translates sources.
-const SNAT_CHAIN: &str = "AWS-SNAT-CHAIN-0";
+pub(super) const SNAT_CHAIN: &str = "AWS-SNAT-CHAIN-0";
 /// Marks connections.
-const CONNMARK_CHAIN: &str = "AWS-CONNMARK-CHAIN-0";
+pub(super) const CONNMARK_CHAIN: &str = "AWS-CONNMARK-CHAIN-0";
 
 /// A chain that is ours as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +40,8 @@ pub(super) struct Guests {
     pub(super) chain: &'static str,
     /// Wanted, without `-A CHAIN`.
     pub(super) rules: Vec<String>,
-    /// What every rule of ours in this chain contains, of whatever time: what matches and is not wanted goes.
+    /// What the rules of ours in this chain contain, of whatever time, each one of these: what matches and is not
+    /// wanted goes.
     pub(super) ours: &'static [&'static str],
     /// Whether they must be the chain's last rules.
     pub(super) last: bool,
@@ -43,6 +51,7 @@ pub(super) struct Guests {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) name: &'static str,
+    pub(super) part: Part,
     pub(super) chains: Vec<Chain>,
     pub(super) guests: Vec<Guests>,
 }
@@ -56,74 +65,40 @@ pub(super) enum Marking {
     Nft,
 }
 
-/// What the tables of a node should hold.
-pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Vec<Table>, HostError> {
-    let prefix = &node.veth_prefix;
-    let restore = format!("-j CONNMARK --restore-mark --nfmask {MARK:#x} --ctmask {MARK:#x}");
-    let (snat, mut connmark, post, mut pre, mangle) = match &node.snat {
-        Snat::External => (vec![], vec![], vec![], vec![], vec![]),
-        Snat::Here { exempt, .. } if exempt.is_empty() => return Err(HostError::NoExemptBlocks),
-        Snat::Here {
-            exempt,
-            excluded,
-            randomize,
-        } => {
-            let mut snat = Vec::new();
-            let mut connmark = Vec::new();
-            for block in exempt {
-                // The tools write "everything" by leaving it out.
-                let to = if block.prefix_len() == 0 {
-                    String::new()
-                } else {
-                    format!("-d {block} ")
-                };
-                let comment = if excluded.contains(block) {
-                    "AWS SNAT CHAIN EXCLUSION"
-                } else {
-                    "AWS SNAT CHAIN"
-                };
-                snat.push(format!("{to}-m comment --comment \"{comment}\" -j RETURN"));
-                connmark.push(format!(
-                    "{to}-m comment --comment \"AWS CONNMARK CHAIN\" -j RETURN"
-                ));
-            }
-            let random = match randomize {
-                RandomizeSnat::Prng => " --random-fully",
-                RandomizeSnat::Hash => " --random",
-                RandomizeSnat::None => "",
-            };
-            snat.push(format!(
-                "! -o vlan+ -m comment --comment \"AWS, SNAT\" -m addrtype ! --dst-type LOCAL -j SNAT --to-source {}{random}",
-                node.primary_address
-            ));
-            connmark.push(format!(
-                "-m comment --comment \"AWS, CONNMARK\" -j CONNMARK --set-xmark {MARK:#x}/{MARK:#x}"
-            ));
-            (
-                snat,
-                connmark,
-                vec![format!(
-                    "-m comment --comment \"AWS SNAT CHAIN\" -j {SNAT_CHAIN}"
-                )],
-                vec![
-                    format!(
-                        "-i {prefix}+ -m comment --comment \"AWS, outbound connections\" -j {CONNMARK_CHAIN}"
-                    ),
-                    format!("-m comment --comment \"AWS, CONNMARK\" {restore}"),
-                ],
-                vec![format!(
-                    "-i {prefix}+ -m comment --comment \"AWS, primary ENI\" {restore}"
-                )],
-            )
+/// What the tables of a node should hold, whose primary interface's link has this name.
+pub(super) fn wanted(
+    node: &NodeNet,
+    pods: &PodsV4,
+    primary: &str,
+    marking: Marking,
+) -> Result<Vec<Table>, HostError> {
+    let (mut connmark, mut pre) = (Vec::new(), Vec::new());
+    let (mut snat, mut post) = (Vec::new(), Vec::new());
+    let exempt = exempt(pods)?;
+    if let Snat::Here {
+        excluded,
+        randomize,
+        ..
+    } = &pods.snat
+    {
+        snat = translating(exempt, excluded, *randomize, pods.primary_address);
+        post = vec![jump("AWS SNAT CHAIN", SNAT_CHAIN)];
+        if marking == Marking::Here {
+            connmark = marking_rules(exempt, node.mark);
+            let outbound = jump("AWS, outbound connections", CONNMARK_CHAIN);
+            pre = vec![
+                format!("-i {}+ {outbound}", node.veth_prefix),
+                format!(
+                    "-m comment --comment \"AWS, CONNMARK\" {}",
+                    restore(node.mark)
+                ),
+            ];
         }
-    };
-    if marking == Marking::Nft {
-        connmark.clear();
-        pre.clear();
     }
     Ok(vec![
         Table {
             name: "nat",
+            part: Part::Nat,
             chains: vec![
                 Chain {
                     name: SNAT_CHAIN,
@@ -138,7 +113,7 @@ pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Vec<Table>, Hos
                 Guests {
                     chain: "POSTROUTING",
                     rules: post,
-                    ours: &["--comment \"AWS SNAT CHAIN\""],
+                    ours: &["--comment \"AWS SNAT CHAIN\"", "-j AWS-SNAT-CHAIN-"],
                     last: false,
                 },
                 Guests {
@@ -147,6 +122,7 @@ pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Vec<Table>, Hos
                     ours: &[
                         "--comment \"AWS, outbound connections\"",
                         "--comment \"AWS, CONNMARK\"",
+                        "-j AWS-CONNMARK-CHAIN-",
                     ],
                     last: false,
                 },
@@ -154,16 +130,99 @@ pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Vec<Table>, Hos
         },
         Table {
             name: "mangle",
+            part: Part::Mangle,
             chains: vec![],
             guests: vec![Guests {
                 chain: "PREROUTING",
-                rules: mangle,
-                // Only the rule that takes the mark over: AWS's NodePort rules carry the same comment.
-                ours: &["--comment \"AWS, primary ENI\" -j CONNMARK --restore-mark"],
+                rules: mangle(node, pods, primary),
+                ours: &["--comment \"AWS, primary ENI\""],
                 last: false,
             }],
         },
     ])
+}
+
+/// The blocks to which sources are left alone. Without one, everything would be translated, the VPC's own traffic too.
+pub(super) fn exempt(pods: &PodsV4) -> Result<&BTreeSet<Ipv4Net>, HostError> {
+    static NONE: BTreeSet<Ipv4Net> = BTreeSet::new();
+    match &pods.snat {
+        Snat::External => Ok(&NONE),
+        Snat::Here { exempt, .. } if exempt.is_empty() => Err(HostError::NoExemptBlocks),
+        Snat::Here { exempt, .. } => Ok(exempt),
+    }
+}
+
+fn jump(comment: &str, chain: &str) -> String {
+    format!("-m comment --comment \"{comment}\" -j {chain}")
+}
+
+/// Takes the mark of the connection over to the packet.
+fn restore(mark: NonZeroU32) -> String {
+    format!("-j CONNMARK --restore-mark --nfmask {mark:#x} --ctmask {mark:#x}")
+}
+
+/// What a rule says of a destination. The tools write "everything" by leaving it out.
+fn to(block: &Ipv4Net) -> String {
+    if block.prefix_len() == 0 {
+        String::new()
+    } else {
+        format!("-d {block} ")
+    }
+}
+
+fn translating(
+    exempt: &BTreeSet<Ipv4Net>,
+    excluded: &BTreeSet<Ipv4Net>,
+    randomize: RandomizeSnat,
+    source: Ipv4Addr,
+) -> Vec<String> {
+    let random = match randomize {
+        RandomizeSnat::Prng => " --random-fully",
+        RandomizeSnat::Hash => " --random",
+        RandomizeSnat::None => "",
+    };
+    let comment = |block| match excluded.contains(block) {
+        true => "AWS SNAT CHAIN EXCLUSION",
+        false => "AWS SNAT CHAIN",
+    };
+    let leave = |block| format!("{}{}", to(block), jump(comment(block), "RETURN"));
+    let rest = format!(
+        "! -o vlan+ -m comment --comment \"AWS, SNAT\" -m addrtype ! --dst-type LOCAL -j SNAT --to-source {source}{random}"
+    );
+    exempt.iter().map(leave).chain([rest]).collect()
+}
+
+fn marking_rules(exempt: &BTreeSet<Ipv4Net>, mark: NonZeroU32) -> Vec<String> {
+    let leave = |block| format!("{}{}", to(block), jump("AWS CONNMARK CHAIN", "RETURN"));
+    let rest = format!(
+        "-m comment --comment \"AWS, CONNMARK\" -j CONNMARK --set-xmark {mark:#x}/{mark:#x}"
+    );
+    exempt.iter().map(leave).chain([rest]).collect()
+}
+
+fn mangle(node: &NodeNet, pods: &PodsV4, primary: &str) -> Vec<String> {
+    let mark = node.mark;
+    let translated = match pods.snat {
+        Snat::Here { .. } => true,
+        Snat::External => false,
+    };
+    let ours = "-m comment --comment \"AWS, primary ENI\"";
+    let take_over = |prefix: &str| format!("-i {prefix}+ {ours} {}", restore(mark));
+    let mut rules = Vec::new();
+    if pods.node_port {
+        // To a port of the node, or to the node itself: nothing else arrives there for an address of its own.
+        rules.push(format!(
+            "-i {primary} {ours} -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-xmark {mark:#x}/{mark:#x}"
+        ));
+    }
+    if pods.node_port || translated {
+        rules.push(take_over(&node.veth_prefix));
+    }
+    if pods.node_port {
+        // Pods with security groups of their own.
+        rules.push(take_over("vlan"));
+    }
+    rules
 }
 
 /// What is there: for each chain of the table that was asked for, its lines as listed, `None` if there is none.
@@ -196,6 +255,15 @@ pub(super) fn transaction(table: &Table, listed: &Listed<'_>) -> Option<String> 
     }
     text.push_str("COMMIT\n");
     Some(text)
+}
+
+/// The transaction that removes chains of the nat table, which may lead to each other; `None` if there are none.
+pub(super) fn removal(chains: &[String]) -> Option<String> {
+    // To declare a chain is to empty it: then none leads to another.
+    let emptied = chains.iter().map(|chain| format!(":{chain} - [0:0]\n"));
+    let removed = chains.iter().map(|chain| format!("-X {chain}\n"));
+    let lines: String = emptied.chain(removed).collect();
+    (!lines.is_empty()).then(|| format!("*nat\n{lines}COMMIT\n"))
 }
 
 /// The lines that take our rules out of a chain and put the wanted ones at its end; none if they are there.

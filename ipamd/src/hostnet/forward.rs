@@ -4,6 +4,7 @@
 //! chain decides before them, so that they replace the policy for pods and nothing else. Where the policy is ACCEPT
 //! they would change nothing, and are not there.
 
+use super::Part;
 use super::filter::{Guests, Table};
 
 const MARK: &str = "--comment \"selvage: pods\"";
@@ -21,6 +22,7 @@ pub(super) fn wanted(veth_prefix: &str, listed: &[String]) -> Table {
     };
     Table {
         name: "filter",
+        part: Part::Forward,
         chains: vec![],
         guests: vec![Guests {
             chain: "FORWARD",

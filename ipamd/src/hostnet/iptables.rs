@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use selvage_nodenet::rule::Family;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -25,29 +26,49 @@ pub(super) enum Backend {
     Legacy,
 }
 
-impl Backend {
-    fn tool(self) -> &'static str {
-        match self {
-            Backend::Plain => "iptables",
-            Backend::Nft => "iptables-nft",
-            Backend::Legacy => "iptables-legacy",
-        }
-    }
-}
-
-/// The tools of one backend.
-#[derive(Debug, Clone, Copy)]
+/// The tools of one backend and family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Iptables {
     backend: Backend,
+    family: Family,
 }
 
 impl Iptables {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(backend: Backend, family: Family) -> Self {
+        Self { backend, family }
     }
 
-    pub(super) fn backend(&self) -> Backend {
-        self.backend
+    pub(super) fn tool(&self) -> &'static str {
+        match (self.family, self.backend) {
+            (Family::V4, Backend::Plain) => "iptables",
+            (Family::V4, Backend::Nft) => "iptables-nft",
+            (Family::V4, Backend::Legacy) => "iptables-legacy",
+            (Family::V6, Backend::Plain) => "ip6tables",
+            (Family::V6, Backend::Nft) => "ip6tables-nft",
+            (Family::V6, Backend::Legacy) => "ip6tables-legacy",
+        }
+    }
+
+    /// The tools of the other backend, if there are any and this table of theirs exists: what is in it counts too.
+    pub(super) fn other(&self, table: &str) -> Option<Self> {
+        let backend = match self.backend {
+            Backend::Plain => return None,
+            Backend::Nft => Backend::Legacy,
+            Backend::Legacy => Backend::Nft,
+        };
+        let other = Self { backend, ..*self };
+        (in_path(other.tool()) && other.has_table(table)).then_some(other)
+    }
+
+    /// Whether a table may be looked at. To list a legacy table that nobody uses is to make it, hooks and all.
+    fn has_table(&self, table: &str) -> bool {
+        let names = match (self.backend, self.family) {
+            (Backend::Plain | Backend::Nft, _) => return true,
+            (Backend::Legacy, Family::V4) => "/proc/net/ip_tables_names",
+            (Backend::Legacy, Family::V6) => "/proc/net/ip6_tables_names",
+        };
+        let names = std::fs::read_to_string(names).unwrap_or_default();
+        names.lines().any(|name| name == table)
     }
 
     /// The rules of one chain as the tool writes them (`-P`, `-N` and `-A` lines); `None` if there is no such chain.
@@ -56,7 +77,10 @@ impl Iptables {
         table: &str,
         chain: &str,
     ) -> Result<Option<Vec<String>>, HostError> {
-        let tool = self.backend.tool();
+        if !self.has_table(table) {
+            return Ok(None);
+        }
+        let tool = self.tool();
         let arguments = ["-w", LOCK_WAIT, "-t", table, "-S", chain];
         let done = run(tool, &arguments, None).await?;
         match done.status {
@@ -76,7 +100,7 @@ impl Iptables {
 
     /// Whether the table has such a chain, by the list of everything in it.
     async fn holds(&self, table: &str, chain: &str) -> Result<bool, HostError> {
-        let tool = format!("{}-save", self.backend.tool());
+        let tool = format!("{}-save", self.tool());
         let arguments = ["-t", table];
         let done = run(&tool, &arguments, None).await?;
         if done.status != 0 || done.out.contains("is incompatible") {
@@ -89,7 +113,7 @@ impl Iptables {
     /// Replaces the chains that `text` declares and adds the rules it has, all at once or not at all. Everything else
     /// stays.
     pub(super) async fn restore(&self, text: &str) -> Result<(), HostError> {
-        let tool = format!("{}-restore", self.backend.tool());
+        let tool = format!("{}-restore", self.tool());
         let arguments = ["-w", LOCK_WAIT, "--noflush"];
         let done = run(&tool, &arguments, Some(text)).await?;
         if done.status == 0 {
@@ -102,30 +126,27 @@ impl Iptables {
 
 /// The backend that the node's own agents use, as AWS's wrapper finds it: the kubelet's or kube-proxy's chains say so,
 /// else the number of legacy rules.
-pub(super) async fn choose() -> Result<Backend, HostError> {
-    match (exists(Backend::Nft), exists(Backend::Legacy)) {
-        (false, false) => return Ok(Backend::Plain),
-        (true, false) => return Ok(Backend::Nft),
-        (false, true) => return Ok(Backend::Legacy),
+pub(super) async fn choose(family: Family) -> Result<Iptables, HostError> {
+    let tools = |backend| Iptables::new(backend, family);
+    let (nft, legacy) = (tools(Backend::Nft), tools(Backend::Legacy));
+    match (in_path(nft.tool()), in_path(legacy.tool())) {
+        (false, false) => return Ok(tools(Backend::Plain)),
+        (true, false) => return Ok(nft),
+        (false, true) => return Ok(legacy),
         (true, true) => {}
     }
-    if kubernetes_was_here(Backend::Nft).await? {
-        return Ok(Backend::Nft);
+    if kubernetes_was_here(nft).await? {
+        return Ok(nft);
     }
-    if kubernetes_was_here(Backend::Legacy).await? {
-        return Ok(Backend::Legacy);
+    if kubernetes_was_here(legacy).await? {
+        return Ok(legacy);
     }
-    let legacy = run("iptables-legacy-save", &[], None).await?;
-    let rules = legacy.out.lines().filter(|l| l.starts_with("-A")).count();
-    Ok(if rules >= 10 {
-        Backend::Legacy
-    } else {
-        Backend::Nft
-    })
+    let saved = run(&format!("{}-save", legacy.tool()), &[], None).await?;
+    let rules = saved.out.lines().filter(|l| l.starts_with("-A")).count();
+    Ok(if rules >= 10 { legacy } else { nft })
 }
 
-async fn kubernetes_was_here(backend: Backend) -> Result<bool, HostError> {
-    let tables = Iptables::new(backend);
+async fn kubernetes_was_here(tables: Iptables) -> Result<bool, HostError> {
     for chain in [
         "KUBE-IPTABLES-HINT",
         "KUBE-KUBELET-CANARY",
@@ -158,6 +179,23 @@ pub(super) async fn nft_apply(script: &str) -> Result<(), HostError> {
     nft(&["--file", "-"], Some(script)).await.map(|_| ())
 }
 
+/// The chains of all tables with their hooks and policies, without rules; none without the tool.
+pub(super) async fn nft_chains() -> Result<String, HostError> {
+    if !in_path("nft") {
+        return Ok(String::new());
+    }
+    nft(&["list", "chains"], None).await
+}
+
+/// The rules of one chain.
+pub(super) async fn nft_chain(family: &str, table: &str, chain: &str) -> Result<String, HostError> {
+    nft(
+        &["--stateless", "list", "chain", family, table, chain],
+        None,
+    )
+    .await
+}
+
 async fn nft(arguments: &[&str], input: Option<&str>) -> Result<String, HostError> {
     let done = run("nft", arguments, input).await?;
     if done.status == 0 {
@@ -165,10 +203,6 @@ async fn nft(arguments: &[&str], input: Option<&str>) -> Result<String, HostErro
     } else {
         Err(done.error("nft", arguments))
     }
-}
-
-fn exists(backend: Backend) -> bool {
-    in_path(backend.tool())
 }
 
 fn in_path(tool: &str) -> bool {

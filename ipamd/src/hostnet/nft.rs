@@ -9,8 +9,8 @@
 
 use std::fmt::Write as _;
 
-use super::filter::Marking;
-use super::{HostError, MARK, NodeNet, Snat};
+use super::filter::{Marking, exempt};
+use super::{HostError, NodeNet, PodsV4, Snat};
 
 /// Our table, by AWS's name.
 pub(super) const TABLE: &str = "aws-cni";
@@ -34,20 +34,21 @@ pub(super) fn is_there(tables: &[String]) -> bool {
 }
 
 /// The script that makes our table, in place of what is there; `None` if there should be none.
-pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Option<String>, HostError> {
-    let exempt = match (&node.snat, marking) {
+pub(super) fn wanted(
+    node: &NodeNet,
+    pods: &PodsV4,
+    marking: Marking,
+) -> Result<Option<String>, HostError> {
+    match (&pods.snat, marking) {
         (Snat::External, _) | (Snat::Here { .. }, Marking::Here) => return Ok(None),
-        (Snat::Here { exempt, .. }, Marking::Nft) => exempt,
-    };
-    if exempt.is_empty() {
-        return Err(HostError::NoExemptBlocks);
+        (Snat::Here { .. }, Marking::Nft) => {}
     }
     let mut returns = String::new();
-    for block in exempt {
+    for block in exempt(pods)? {
         // Writing to a String cannot fail.
         let _ = writeln!(returns, "    ip daddr {block} return");
     }
-    let prefix = &node.veth_prefix;
+    let (prefix, mark) = (&node.veth_prefix, node.mark);
     // To declare a table, to delete it and to make it is to replace it, in one transaction, whatever it was.
     Ok(Some(format!(
         "table ip {TABLE} {{}}\n\
@@ -55,12 +56,12 @@ pub(super) fn wanted(node: &NodeNet, marking: Marking) -> Result<Option<String>,
          table ip {TABLE} {{\n\
          \x20 chain snat-mark {{\n\
          {returns}\
-         \x20   ct mark set ct mark or {MARK:#x}\n\
+         \x20   ct mark set ct mark or {mark:#x}\n\
          \x20 }}\n\
          \x20 chain nat-prerouting {{\n\
          \x20   type filter hook prerouting priority -90; policy accept;\n\
          \x20   iifname \"{prefix}*\" ct state new fib daddr type != local jump snat-mark\n\
-         \x20   iifname \"{prefix}*\" ct mark and {MARK:#x} == {MARK:#x} meta mark set meta mark or {MARK:#x}\n\
+         \x20   iifname \"{prefix}*\" ct mark and {mark:#x} == {mark:#x} meta mark set meta mark or {mark:#x}\n\
          \x20 }}\n\
          }}\n"
     )))

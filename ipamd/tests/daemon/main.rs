@@ -3,6 +3,7 @@
 //! The clock is tokio's paused one: waiting costs nothing, and what takes two minutes on a node takes none here.
 
 mod failures;
+mod host;
 mod leases;
 mod node;
 mod start;

@@ -10,7 +10,9 @@ use std::time::Duration;
 use selvage_ipamd::checkpoint::is_in_memory;
 use selvage_ipamd::config::{Args, Config};
 use selvage_ipamd::events::EventSink;
-use selvage_ipamd::hostnet::{EniNet, Host, HostError, NodeNet, PodNet, veth_suffix};
+use selvage_ipamd::hostnet::{
+    Change, EniNet, Host, HostError, Looked, NodeNet, Obstacle, PodNet, veth_suffix,
+};
 use selvage_ipamd::{RunError, run};
 use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_core::ids::PodName;
@@ -22,7 +24,9 @@ use selvage_ipamd_rpc::ipam::{
     DelNetworkReply, DelNetworkRequest,
 };
 use tempfile::TempDir;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -37,22 +41,40 @@ pub struct Pages {
     pub links: BTreeSet<String>,
     pub nodes: Vec<NodeNet>,
     pub enis: BTreeSet<u16>,
+    /// Those that the latest start took over.
     pub pods: Vec<PodNet>,
     pub forgotten: Vec<IpAddr>,
+    /// When it was looked at.
+    pub looks: Vec<Instant>,
+    /// What the next look finds.
+    pub finds: Looked,
+    /// What keeps pods' traffic from passing.
+    pub obstacles: Vec<Obstacle>,
 }
 
 #[derive(Debug, Clone, Default)]
-pub struct Book(pub Arc<Mutex<Pages>>);
+pub struct Book(pub Arc<Mutex<Pages>>, pub Arc<Notify>);
 
 impl Host for Book {
-    async fn ensure_node(&self, node: &NodeNet) -> Result<Vec<String>, HostError> {
+    async fn ensure_node(&self, node: &NodeNet) -> Result<Vec<Change>, HostError> {
         self.0.lock().unwrap().nodes.push(node.clone());
         Ok(vec![])
     }
 
-    async fn ensure_eni(&self, eni: &EniNet) -> Result<Vec<String>, HostError> {
+    async fn ensure_eni(&self, eni: &EniNet) -> Result<Vec<Change>, HostError> {
         self.0.lock().unwrap().enis.insert(eni.device_index);
         Ok(vec![])
+    }
+
+    async fn ensure_routing(&self, _: &NodeNet, enis: &[EniNet], pods: &[PodNet]) -> Looked {
+        let mut pages = self.0.lock().unwrap();
+        pages.enis.extend(enis.iter().map(|eni| eni.device_index));
+        // At the start pods come before interfaces.
+        if enis.is_empty() {
+            pages.pods = pods.to_vec();
+        }
+        pages.looks.push(Instant::now());
+        std::mem::take(&mut pages.finds)
     }
 
     async fn remove_eni(&self, eni: &EniNet) -> Result<(), HostError> {
@@ -64,14 +86,17 @@ impl Host for Book {
         Ok(self.0.lock().unwrap().links.clone())
     }
 
-    async fn ensure_pods(&self, pods: &[PodNet]) -> Result<(), HostError> {
-        self.0.lock().unwrap().pods.extend_from_slice(pods);
-        Ok(())
-    }
-
     async fn forget_pod(&self, address: IpAddr) -> Result<(), HostError> {
         self.0.lock().unwrap().forgotten.push(address);
         Ok(())
+    }
+
+    async fn obstacles(&self, _: &NodeNet) -> Result<Vec<Obstacle>, HostError> {
+        Ok(self.0.lock().unwrap().obstacles.clone())
+    }
+
+    async fn disturbed(&self) {
+        self.1.notified().await;
     }
 }
 

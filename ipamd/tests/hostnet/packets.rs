@@ -1,9 +1,16 @@
 //! What packets meet.
 
-use selvage_ipamd::hostnet::{Host, Kernel, NodeNet, Snat};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use selvage_ipamd::config::RandomizeSnat;
+use selvage_ipamd::hostnet::{Change, Host, Kernel, Pods, PodsV4, Snat};
 
 use crate::world::{
-    INSIDE, NODE, OUTSIDE, build, ensure_all, listen, node, pod, sh, talk, talk_by,
+    INSIDE, NODE, OUTSIDE, PEERED, build, ensure_all, exchange, excluding, listen, node,
+    not_the_machine, pod, primary, routing, sh, talk, talk_by, third, told, with_v4, words,
 };
 
 /// Packets that left the node by an interface and came from an address, since the counter was made.
@@ -59,10 +66,10 @@ async fn with_external_snat_sources_are_left_alone_and_packets_leave_by_their_ow
     let pods = [pod("b", "10.40.0.10", 1)];
     let kernel = Kernel::new();
     ensure_all(&kernel, &pods).await;
-    let external = NodeNet {
-        snat: Snat::External,
-        ..node()
-    };
+    let external = with_v4(|pods| {
+        pods.snat = Snat::External;
+        pods.node_port = false;
+    });
     kernel.ensure_node(&external).await.unwrap();
     count_leaving("ens6", "10.40.0.10");
     let seen = talk("b", "vpc", OUTSIDE).map(|a| a.to_string());
@@ -78,15 +85,7 @@ async fn a_block_that_is_excluded_sees_the_pods_own_address() {
     let pods = [pod("a", "10.40.0.9", 0)];
     let kernel = Kernel::new();
     ensure_all(&kernel, &pods).await;
-    let mut excluding = node();
-    let peer: ipnet::Ipv4Net = "198.51.100.0/24".parse().unwrap();
-    if let Snat::Here {
-        exempt, excluded, ..
-    } = &mut excluding.snat
-    {
-        exempt.insert(peer);
-        excluded.insert(peer);
-    }
+    let excluding = excluding(&["198.51.100.0/24"]);
     kernel.ensure_node(&excluding).await.unwrap();
     let seen = talk("a", "vpc", OUTSIDE).map(|a| a.to_string());
     assert_eq!(seen.as_deref(), Some("10.40.0.9"));
@@ -109,7 +108,7 @@ async fn reached_in_spite_of_drop(tool: &str) {
     sh(&format!("{tool} -P FORWARD DROP"));
     let pods = [pod("a", "10.40.0.9", 0), pod("b", "10.40.0.10", 1)];
     let kernel = Kernel::new();
-    kernel.ensure_pods(&pods).await.unwrap();
+    routing(&kernel, &pods).await;
     assert_eq!(
         talk("a", "b", "10.40.0.10"),
         None,
@@ -155,7 +154,7 @@ async fn nobodys_denial_is_overridden_whether_it_was_there_before_us_or_came_aft
     );
     assert_eq!(
         kernel.ensure_node(&node()).await.unwrap(),
-        Vec::<String>::new()
+        Vec::<Change>::new()
     );
 }
 
@@ -179,11 +178,11 @@ async fn services_of_a_kube_proxy_in_nftables_mode_are_reached_by_the_right_inte
     sh(KUBE_PROXY);
     ensure_all(&kernel, &pods).await;
     count_leaving("ens6", "10.40.0.10");
-    let inside = listen("vpc", "10.40.16.9:5353");
+    let inside = listen("vpc", INSIDE, 5353);
     let seen = talk_by("b", &inside, "10.96.0.10:53".parse().unwrap());
     assert_eq!(seen, Some("10.40.0.10".parse().unwrap()), "in the VPC");
     assert_eq!(counted(), 3, "by its own interface");
-    let outside = listen("vpc", "198.51.100.10:5353");
+    let outside = listen("vpc", OUTSIDE, 5353);
     let seen = talk_by("b", &outside, "10.96.0.11:53".parse().unwrap());
     assert_eq!(seen, Some(NODE.parse().unwrap()), "outside");
     assert_eq!(counted(), 3, "by the primary interface");
@@ -192,10 +191,11 @@ async fn services_of_a_kube_proxy_in_nftables_mode_are_reached_by_the_right_inte
 
     assert_eq!(
         kernel.ensure_node(&node()).await.unwrap(),
-        Vec::<String>::new()
+        Vec::<Change>::new()
     );
     sh("nft flush chain ip aws-cni nat-prerouting");
-    assert_eq!(kernel.ensure_node(&node()).await.unwrap(), ["nft table"]);
+    let repaired = kernel.ensure_node(&node()).await.unwrap();
+    assert_eq!(words(&repaired), "nft table");
     assert!(talk("b", "vpc", OUTSIDE).is_some(), "after a repair");
 
     // Back to iptables mode: kube-proxy takes its table away.
@@ -203,4 +203,197 @@ async fn services_of_a_kube_proxy_in_nftables_mode_are_reached_by_the_right_inte
     kernel.ensure_node(&node()).await.unwrap();
     assert!(!sh("nft list tables").contains("aws-cni"));
     assert_eq!(talk("b", "vpc", OUTSIDE), Some(NODE.parse().unwrap()));
+}
+
+/// Connections that a pod on the second interface begins while the node's part is made anew again and again: each must
+/// arrive, in the node's name. `change` alternates with what the daemon asks for first.
+async fn no_gap(change: &str) {
+    build();
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    ensure_all(&kernel, &pods).await;
+    let server = listen("vpc", OUTSIDE, 0);
+    let to = server.local_addr().unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    // Each new connection by itself: its first packet and the answer.
+    let talker = std::thread::spawn(move || {
+        let mut seen: BTreeMap<Option<IpAddr>, u32> = BTreeMap::new();
+        while !stopped.load(Ordering::Relaxed) {
+            let from = exchange(&listen("b", "0.0.0.0", 0), &server, to);
+            *seen.entry(from).or_default() += 1;
+        }
+        seen
+    });
+    let mut times = 0;
+    for _ in 0..15 {
+        for wanted in [excluding(&[change]), node()] {
+            let changed = kernel.ensure_node(&wanted).await.unwrap();
+            times += changed.len();
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let seen = talker.join().unwrap();
+    assert!(times >= 30, "the tables were replaced {times} times");
+    let whole: Vec<_> = seen.keys().collect();
+    assert_eq!(whole, [&Some(NODE.parse().unwrap())], "{seen:?}");
+    assert!(seen.values().all(|count| *count > 100), "{seen:?}");
+}
+
+#[tokio::test]
+async fn no_connection_is_lost_or_untranslated_while_chains_are_replaced_nft() {
+    no_gap("203.0.113.0/24").await;
+}
+
+#[tokio::test]
+async fn no_connection_is_lost_or_untranslated_while_chains_are_replaced_legacy() {
+    not_the_machine();
+    sh("iptables-legacy -t mangle -N KUBE-KUBELET-CANARY");
+    no_gap("203.0.113.0/24").await;
+}
+
+#[tokio::test]
+async fn no_connection_is_lost_or_untranslated_while_the_nft_table_is_replaced() {
+    not_the_machine();
+    sh(KUBE_PROXY);
+    no_gap("203.0.113.0/24").await;
+}
+
+#[tokio::test]
+async fn a_service_beyond_the_vpc_that_is_named_is_reached_by_the_primary_interface() {
+    build();
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    ensure_all(&kernel, &pods).await;
+    let mut named = with_v4(|pods| {
+        pods.snat = Snat::External;
+        pods.node_port = false;
+        pods.external_services = ["198.51.100.0/24".parse().unwrap()].into();
+    });
+    kernel.ensure_node(&named).await.unwrap();
+    assert_eq!(
+        sh("ip rule list priority 1535"),
+        "1535:\tfrom all to 198.51.100.0/24 lookup main\n"
+    );
+    count_leaving("ens5", "10.40.0.10");
+    // The fabric has no such address on that interface: no answer.
+    let client = listen("b", "0.0.0.0", 0);
+    client.send_to(b"to", (OUTSIDE, 9)).unwrap();
+    assert_eq!(counted(), 1, "by the primary interface");
+    client.send_to(b"to", (PEERED, 9)).unwrap();
+    assert_eq!(counted(), 1, "others by their own");
+    assert_eq!(kernel.ensure_node(&named).await.unwrap(), []);
+
+    // Another block takes its place; nobody else's rules there are touched.
+    sh("ip rule add to 203.0.113.0/24 lookup 77 priority 1535");
+    if let Pods::V4(pods) = &mut named.pods {
+        pods.external_services = ["192.0.3.0/24".parse().unwrap()].into();
+    }
+    kernel.ensure_node(&named).await.unwrap();
+    let rules = sh("ip rule list priority 1535");
+    assert!(rules.contains("192.0.3.0/24 lookup main"), "{rules}");
+    assert!(rules.contains("203.0.113.0/24 lookup 77"), "{rules}");
+    assert!(!rules.contains("198.51.100.0/24"), "{rules}");
+}
+
+#[tokio::test]
+async fn source_ports_are_chosen_as_asked() {
+    build();
+    for (randomize, end) in [
+        (
+            RandomizeSnat::Prng,
+            "--to-source 10.40.0.4 --random-fully\n",
+        ),
+        (RandomizeSnat::Hash, "--to-source 10.40.0.4 --random\n"),
+        (RandomizeSnat::None, "--to-source 10.40.0.4\n"),
+    ] {
+        let wanted = with_v4(|pods| {
+            if let Snat::Here { randomize: how, .. } = &mut pods.snat {
+                *how = randomize;
+            }
+        });
+        let kernel = Kernel::new();
+        kernel.ensure_node(&wanted).await.unwrap();
+        let chain = sh("iptables-nft -t nat -S AWS-SNAT-CHAIN-0");
+        assert!(chain.ends_with(end), "{randomize:?}: {chain}");
+        assert_eq!(
+            kernel.ensure_node(&wanted).await.unwrap(),
+            [],
+            "{randomize:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn pods_in_a_subnet_of_their_own_leave_by_its_router_and_reach_peered_vpcs_untranslated() {
+    build();
+    let third = third();
+    let pods = [pod("c", "100.64.33.9", 2)];
+    let kernel = Kernel::new();
+    // Several blocks of one VPC, and another VPC that is peered with it.
+    let mut wanted = excluding(&["172.31.0.0/16"]);
+    if let Pods::V4(PodsV4 {
+        snat: Snat::Here { exempt, .. },
+        ..
+    }) = &mut wanted.pods
+    {
+        exempt.insert("100.64.0.0/16".parse().unwrap());
+    }
+    kernel.ensure_node(&wanted).await.unwrap();
+    kernel.ensure_eni(&third).await.unwrap();
+    told(
+        kernel
+            .ensure_routing(&wanted, &[primary(), third], &pods)
+            .await,
+    );
+    assert_eq!(
+        sh("ip route show table 3"),
+        "default via 100.64.32.1 dev ens7 \n100.64.32.1 dev ens7 scope link \n"
+    );
+    for (to, source) in [
+        (INSIDE, "100.64.33.9"),
+        (PEERED, "100.64.33.9"),
+        (OUTSIDE, NODE),
+    ] {
+        let seen = talk("c", "vpc", to);
+        assert_eq!(seen, Some(source.parse().unwrap()), "to {to}");
+    }
+    // The peer's pods reach ours by their own addresses.
+    let server = listen("c", "100.64.33.9", 0);
+    let client = listen("vpc", PEERED, 0);
+    let seen = exchange(&client, &server, server.local_addr().unwrap());
+    assert_eq!(seen, Some(PEERED.parse().unwrap()));
+}
+
+/// What AWS's agent makes where the tools are nft's, and its question: its chain is of type nat, at -90.
+const AWS_NFT: &str = "nft -f - <<'END'
+table ip aws-cni {
+    chain snat-mark {
+        ip daddr & 255.255.0.0 == 10.40.0.0 counter return
+        counter ct mark set ct mark and 0xffffff7f xor 0x80
+    }
+    chain nat-prerouting {
+        type nat hook prerouting priority -90; policy accept;
+        fib daddr type local return
+        iifname \"eni*\" counter jump snat-mark
+        counter meta mark set ct mark and 0x80
+    }
+}
+END";
+
+#[tokio::test]
+async fn a_chain_of_type_nat_as_awss_agent_makes_it_never_sees_what_kube_proxy_has_translated() {
+    build();
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    sh(KUBE_PROXY);
+    ensure_all(&kernel, &pods).await;
+    let service = "10.96.0.11:53".parse().unwrap();
+    sh("nft delete table ip aws-cni");
+    sh(AWS_NFT);
+    assert!(talk("b", "vpc", OUTSIDE).is_some(), "without a Service");
+    let outside = listen("vpc", OUTSIDE, 5353);
+    assert_eq!(talk_by("b", &outside, service), None, "by a Service");
+    kernel.ensure_node(&node()).await.unwrap();
+    assert_eq!(talk_by("b", &outside, service), Some(NODE.parse().unwrap()));
 }

@@ -1,13 +1,15 @@
 //! What a person finds on the node.
 
-use std::net::Ipv4Addr;
-
-use selvage_ipamd::hostnet::{Host, HostError, Kernel, Snat, prepare_node};
+use selvage_ipamd::hostnet::{
+    Change, Family, Host, HostError, Kernel, Prepare, Snat, prepare_node,
+};
 use selvage_ipamd_core::ids::Mac;
 
-use crate::world::{build, ensure_all, node, not_the_machine, pod, second, sh};
+use crate::world::{
+    build, ensure_all, node, not_the_machine, pod, routing, second, sh, with_v4, words,
+};
 
-const NOTHING: Vec<String> = Vec::new();
+const NOTHING: Vec<Change> = Vec::new();
 
 #[tokio::test]
 async fn a_second_interface_has_its_table_its_rule_and_no_say_in_main() {
@@ -55,7 +57,7 @@ async fn what_somebody_removes_or_adds_is_put_right() {
         ),
     ] {
         sh(line);
-        let changed = kernel.ensure_eni(&second()).await.unwrap().join("; ");
+        let changed = words(&kernel.ensure_eni(&second()).await.unwrap());
         assert!(changed.contains(want), "{line}: {changed}");
         assert_eq!(
             kernel.ensure_eni(&second()).await.unwrap(),
@@ -103,15 +105,15 @@ async fn pods_found_at_the_start_get_their_route_and_rules_back() {
     );
     // An address that has moved to another interface.
     sh("ip rule delete priority 1536; ip rule add from 10.40.0.10 lookup 7 priority 1536");
-    kernel.ensure_pods(&pods).await.unwrap();
-    kernel.ensure_pods(&pods).await.unwrap();
+    assert_eq!(routing(&kernel, &pods).await.len(), 1);
+    assert_eq!(routing(&kernel, &pods).await, NOTHING);
     assert_eq!(
         sh("ip rule list priority 1536"),
         "1536:\tfrom 10.40.0.10 lookup 2\n"
     );
 
     kernel
-        .forget_pod(Ipv4Addr::new(10, 40, 0, 10).into())
+        .forget_pod("10.40.0.10".parse().unwrap())
         .await
         .unwrap();
     assert_eq!(sh("ip rule list priority 1536"), "");
@@ -131,7 +133,7 @@ async fn both_kinds_of_tables_hold_awss_chains_and_are_left_alone_once_right() {
         let kernel = Kernel::new();
         let changed = kernel.ensure_node(&node()).await.unwrap();
         assert!(
-            changed.iter().any(|c| c.contains("nat table")),
+            changed.iter().any(|c| c.what.contains("nat table")),
             "{changed:?}"
         );
         let snat = sh(&format!("{tool} -t nat -S AWS-SNAT-CHAIN-0"));
@@ -186,36 +188,70 @@ async fn both_kinds_of_tables_hold_awss_chains_and_are_left_alone_once_right() {
     }
 }
 
+/// The chains that aws-node made before 1.16.1, one for each block, each leading to the next.
+const OLD_AWS_NODE: &str = "
+    -t nat -N AWS-SNAT-CHAIN-0
+    -t nat -N AWS-SNAT-CHAIN-1
+    -t nat -N AWS-SNAT-CHAIN-2
+    -t nat -A POSTROUTING -m comment --comment 'AWS SNAT CHAN' -j AWS-SNAT-CHAIN-0
+    -t nat -A AWS-SNAT-CHAIN-0 ! -d 10.40.0.0/16 -m comment --comment 'AWS SNAT CHAN' -j AWS-SNAT-CHAIN-1
+    -t nat -A AWS-SNAT-CHAIN-1 ! -d 10.41.0.0/16 -m comment --comment 'AWS SNAT CHAN' -j AWS-SNAT-CHAIN-2
+    -t nat -A AWS-SNAT-CHAIN-2 -m comment --comment 'AWS, SNAT' -m addrtype ! --dst-type LOCAL -j SNAT --to-source 10.40.0.4 --random-fully
+    -t nat -N AWS-CONNMARK-CHAIN-0
+    -t nat -N AWS-CONNMARK-CHAIN-1
+    -t nat -A PREROUTING -i eni+ -m comment --comment 'AWS, outbound connections' -m state --state NEW -j AWS-CONNMARK-CHAIN-0
+    -t nat -A AWS-CONNMARK-CHAIN-0 ! -d 10.40.0.0/16 -m comment --comment 'AWS CONNMARK CHAIN, VPC CIDR' -j AWS-CONNMARK-CHAIN-1
+    -t nat -A AWS-CONNMARK-CHAIN-1 -m comment --comment 'AWS, CONNMARK' -j CONNMARK --set-xmark 0x80/0x80
+    -t nat -A PREROUTING -m comment --comment 'AWS, CONNMARK' -j CONNMARK --restore-mark --mask 0x80
+    -t mangle -A PREROUTING -i ens5 -m comment --comment 'AWS, primary ENI' -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-mark 0x80/0x80
+    -t mangle -A PREROUTING -i eni+ -m comment --comment 'AWS, primary ENI' -j CONNMARK --restore-mark --mask 0x80
+    -t mangle -A PREROUTING -i vlan+ -m comment --comment 'AWS, primary ENI' -j CONNMARK --restore-mark --mask 0x80
+";
+
 #[tokio::test]
-async fn awss_own_leftovers_are_taken_over_and_its_nodeport_rules_left() {
+async fn what_an_older_aws_node_left_is_taken_over_whole_and_nothing_of_it_stays() {
     build();
-    // As AWS's agent leaves them, in its order.
-    sh("
-        set -e
-        iptables-nft -t nat -N AWS-SNAT-CHAIN-0
-        iptables-nft -t nat -A POSTROUTING -m comment --comment 'AWS SNAT CHAIN' -j AWS-SNAT-CHAIN-0
-        iptables-nft -t nat -A AWS-SNAT-CHAIN-0 -d 10.99.0.0/16 -m comment --comment 'AWS SNAT CHAIN' -j RETURN
-        iptables-nft -t mangle -A PREROUTING -i ens5 -m comment --comment 'AWS, primary ENI' -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-mark 0x80/0x80
-        iptables-nft -t mangle -A PREROUTING -i eni+ -m comment --comment 'AWS, primary ENI' -j CONNMARK --restore-mark --mask 0x80
-    ");
-    let kernel = Kernel::new();
-    kernel.ensure_node(&node()).await.unwrap();
-    let post = sh("iptables-nft -t nat -S POSTROUTING");
-    assert_eq!(post.matches("AWS-SNAT-CHAIN-0").count(), 1, "{post}");
-    let chain = sh("iptables-nft -t nat -S AWS-SNAT-CHAIN-0");
-    assert!(!chain.contains("10.99.0.0/16"), "{chain}");
-    let mangle = sh("iptables-nft -t mangle -S PREROUTING");
-    assert_eq!(mangle.matches("--restore-mark").count(), 1, "{mangle}");
-    assert!(mangle.contains("--limit-iface-in"), "{mangle}");
+    for tool in ["iptables-legacy", "iptables-nft"] {
+        sh(&format!("{tool} -t mangle -N KUBE-KUBELET-CANARY"));
+        for line in OLD_AWS_NODE.lines().filter(|line| !line.trim().is_empty()) {
+            sh(&format!("{tool} {line}"));
+        }
+        let kernel = Kernel::new();
+        kernel.ensure_node(&node()).await.unwrap();
+        let nat = sh(&format!("{tool} -t nat -S"));
+        for gone in ["CHAIN-1", "CHAIN-2", "CHAN", "--state NEW", "10.41"] {
+            assert!(!nat.contains(gone), "{tool}: {gone} in {nat}");
+        }
+        let count = |text: &str, part: &str| text.matches(part).count();
+        assert_eq!(count(&nat, "-j AWS-SNAT-CHAIN-0"), 1, "{tool}: {nat}");
+        assert_eq!(count(&nat, "-j AWS-CONNMARK-CHAIN-0"), 1, "{tool}: {nat}");
+        assert_eq!(count(&nat, "--restore-mark"), 1, "{tool}: {nat}");
+        let mangle = sh(&format!("{tool} -t mangle -S PREROUTING"));
+        assert_eq!(
+            mangle,
+            "-P PREROUTING ACCEPT\n\
+             -A PREROUTING -i ens5 -m comment --comment \"AWS, primary ENI\" -m addrtype --dst-type LOCAL --limit-iface-in \
+             -j CONNMARK --set-xmark 0x80/0x80\n\
+             -A PREROUTING -i eni+ -m comment --comment \"AWS, primary ENI\" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80\n\
+             -A PREROUTING -i vlan+ -m comment --comment \"AWS, primary ENI\" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80\n",
+            "{tool}: its rules for NodePort are ours, and there once"
+        );
+        assert_eq!(
+            kernel.ensure_node(&node()).await.unwrap(),
+            NOTHING,
+            "{tool}"
+        );
+        sh(&format!("{tool} -t mangle -X KUBE-KUBELET-CANARY"));
+    }
 }
 
 #[tokio::test]
 async fn a_vpc_without_blocks_is_refused_rather_than_translated_whole() {
     build();
-    let mut nothing = node();
-    if let Snat::Here { exempt, .. } = &mut nothing.snat {
-        exempt.clear();
-    }
+    let nothing = with_v4(|pods| match &mut pods.snat {
+        Snat::Here { exempt, .. } => exempt.clear(),
+        Snat::External => panic!("it translates"),
+    });
     let error = Kernel::new().ensure_node(&nothing).await.unwrap_err();
     assert!(matches!(error, HostError::NoExemptBlocks), "{error}");
     assert!(!sh("iptables-nft -t nat -S").contains("AWS"));
@@ -238,23 +274,62 @@ async fn tools_that_differ_from_the_nodes_are_left_when_the_node_shows_which_it_
     );
 }
 
+#[tokio::test]
+async fn tables_of_legacy_that_nobody_uses_are_not_made_by_looking() {
+    build();
+    let names = || sh("cat /proc/net/ip_tables_names");
+    let before = names();
+    let kernel = Kernel::new();
+    kernel.ensure_node(&node()).await.unwrap();
+    kernel.obstacles(&node()).await.unwrap();
+    assert_eq!(names(), before);
+}
+
 #[test]
 fn init_sets_what_pods_need_and_nothing_twice() {
     not_the_machine();
     build();
-    sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.conf.ens5.rp_filter=1");
     let primary = Mac([2, 0, 0, 0, 0, 5]);
-    let changed = prepare_node(primary).unwrap();
-    assert!(
-        changed.contains(&"net/ipv4/ip_forward = 1".to_owned()),
-        "{changed:?}"
+    let prepare = |family, tcp_early_demux| {
+        let wanted = Prepare {
+            family,
+            tcp_early_demux,
+        };
+        let changed = prepare_node(primary, wanted).unwrap();
+        assert_eq!(prepare_node(primary, wanted).unwrap(), [""; 0], "again");
+        changed
+    };
+    sh(
+        "sysctl -qw net.ipv4.ip_forward=0 net.ipv4.conf.ens5.rp_filter=1 net.ipv6.conf.all.forwarding=0",
     );
-    assert!(
-        changed.contains(&"net/ipv4/conf/ens5/rp_filter = 2".to_owned()),
-        "{changed:?}"
+    let changed = prepare(Family::V4, true);
+    assert_eq!(
+        changed,
+        [
+            "net/ipv4/ip_forward = 1",
+            "net/ipv4/conf/ens5/rp_filter = 2"
+        ]
     );
     assert_eq!(sh("cat /proc/sys/net/ipv4/ip_forward"), "1\n");
-    assert_eq!(prepare_node(primary).unwrap(), NOTHING);
-    let error = prepare_node(Mac([2, 0, 0, 0, 0, 99])).unwrap_err();
+    sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+    let changed = prepare(Family::V6, true);
+    assert_eq!(
+        changed,
+        [
+            "net/ipv6/conf/all/disable_ipv6 = 0",
+            "net/ipv6/conf/all/forwarding = 1",
+            "net/ipv6/conf/ens5/accept_ra = 2"
+        ]
+    );
+    // Where the kernel has the key, which in a network namespace of its own it may not.
+    let demux = std::path::Path::new("/proc/sys/net/ipv4/tcp_early_demux").exists();
+    let changed = prepare(Family::V4, false);
+    let want = ["net/ipv4/tcp_early_demux = 0".to_owned()];
+    assert_eq!(changed, if demux { &want[..] } else { &[] });
+    let wanted = Prepare {
+        family: Family::V4,
+        tcp_early_demux: true,
+    };
+    let error = prepare_node(Mac([2, 0, 0, 0, 0, 99]), wanted).unwrap_err();
     assert!(error.to_string().contains("02:00:00:00:00:63"), "{error}");
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Done, Keeper, WAITING, Waiter};
+use super::{Keeper, WAITING, Waiter};
 use crate::daemon::request::{Grant, Refusal, Reply};
 use crate::events::EventSink;
 use crate::hostnet::Host;
@@ -150,9 +150,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     fn after_release(&mut self, lease: &Lease) {
         if lease.device_index.is_none() {
             // The plugin cannot know which table its rules name.
-            let (shared, address) = (self.shared.clone(), lease.address);
-            self.work
-                .spawn(async move { Done::Forgot(shared.host.forget_pod(address).await) });
+            self.forget(lease.address);
         }
         self.journal.changed(Instant::now());
     }

@@ -7,13 +7,14 @@ use selvage_ipamd_core::cloud::{
 use selvage_ipamd_core::ids::Timestamp;
 use selvage_ipamd_core::pool::Changes;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
+use super::host::{Scope, Why};
 use super::{Done, Keeper, REFRESH, reason};
 use crate::daemon::request::{NodeFacts, Status};
-use crate::daemon::{act, node_net, with_primary};
+use crate::daemon::{act, with_primary};
 use crate::events::EventSink;
-use crate::hostnet::{EniNet, Host, HostError};
+use crate::hostnet::Host;
 
 impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     /// What is due by time.
@@ -35,39 +36,11 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 let reply = shared.cloud.vpc_cidrs();
                 Done::Blocks(act::call(&shared, Operation::VpcCidrs, reply).await)
             });
-            self.refresh_host();
+            self.look_at_host(Scope::All, Why::Time);
             if *self.status.borrow() == Status::Ready {
                 self.install();
             }
         }
-    }
-
-    /// Makes again what somebody has removed: the node's part, and each serving interface's.
-    pub(super) fn refresh_host(&mut self) {
-        let enis: Vec<EniNet> = self
-            .pool
-            .enis()
-            .filter(|eni| eni.stage().is_ready())
-            .filter_map(|eni| self.eni_net(eni.id()))
-            .collect();
-        let node = node_net(&self.shared.config, &self.instance, &self.vpc);
-        let shared = self.shared.clone();
-        self.timers.refreshing += 1;
-        self.work.spawn(async move {
-            let work = async {
-                let mut changed = shared.host.ensure_node(&node).await?;
-                for eni in &enis {
-                    match shared.host.ensure_eni(eni).await {
-                        Ok(more) => changed.extend(more),
-                        // Detached by somebody else: the next survey tells, and counts it.
-                        Err(HostError::NoLink { mac }) => debug!(%mac, "link has gone"),
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(changed)
-            };
-            Done::Host(work.await)
-        });
     }
 
     pub(super) fn take_blocks(&mut self, blocks: Result<Vec<Ipv4Net>, CloudError>) {
@@ -80,7 +53,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 self.vpc = blocks;
                 self.facts
                     .send_replace(Some(NodeFacts::new(&self.instance, &self.vpc)));
-                self.refresh_host();
+                self.look_at_host(Scope::All, Why::Asked);
             }
             Err(error) => warn!(%error, "the VPC's blocks: the old ones stay"),
         }

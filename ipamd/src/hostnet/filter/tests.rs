@@ -4,21 +4,31 @@ use std::net::Ipv4Addr;
 use selvage_ipamd_core::ids::Mac;
 
 use super::*;
-use crate::hostnet::forward;
+use crate::hostnet::{DEFAULT_MARK, Pods, forward};
 
-fn node(exempt: &[&str], excluded: &[&str]) -> NodeNet {
+/// A node that leaves these blocks alone, and what it wants of its tables.
+fn pods(exempt: &[&str], excluded: &[&str]) -> PodsV4 {
     let blocks = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect();
-    NodeNet {
-        primary_mac: Mac([2, 0, 0, 0, 0, 5]),
+    PodsV4 {
         primary_address: Ipv4Addr::new(10, 40, 0, 4),
-        mtu: 9001,
-        veth_prefix: "eni".into(),
         snat: Snat::Here {
             exempt: blocks(exempt),
             excluded: blocks(excluded),
             randomize: RandomizeSnat::Prng,
         },
+        node_port: true,
+        external_services: [].into(),
     }
+}
+
+fn tables(pods: &PodsV4) -> Vec<Table> {
+    let node = NodeNet {
+        primary_mac: Mac([2, 0, 0, 0, 0, 5]),
+        veth_prefix: "eni".into(),
+        mark: DEFAULT_MARK,
+        pods: Pods::V4(pods.clone()),
+    };
+    wanted(&node, pods, "ens5", Marking::Here).unwrap()
 }
 
 type There = BTreeMap<&'static str, Vec<String>>;
@@ -62,11 +72,10 @@ const NAT: [&str; 4] = [
 
 #[test]
 fn a_fresh_node_gets_chains_and_jumps_in_one_transaction() {
-    let tables = wanted(
-        &node(&["10.40.0.0/16", "172.16.0.0/12"], &["172.16.0.0/12"]),
-        Marking::Here,
-    )
-    .unwrap();
+    let tables = tables(&pods(
+        &["10.40.0.0/16", "172.16.0.0/12"],
+        &["172.16.0.0/12"],
+    ));
     let there = There::from([
         ("POSTROUTING", lines(&["-P POSTROUTING ACCEPT"])),
         ("PREROUTING", lines(&["-P PREROUTING ACCEPT"])),
@@ -90,30 +99,32 @@ fn a_fresh_node_gets_chains_and_jumps_in_one_transaction() {
     assert_eq!(
         text(&tables[1], &There::new()).unwrap(),
         "*mangle\n\
+         -A PREROUTING -i ens5 -m comment --comment \"AWS, primary ENI\" -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-xmark 0x80/0x80\n\
          -A PREROUTING -i eni+ -m comment --comment \"AWS, primary ENI\" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80\n\
+         -A PREROUTING -i vlan+ -m comment --comment \"AWS, primary ENI\" -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80\n\
          COMMIT\n"
     );
 }
 
 #[test]
 fn what_a_transaction_made_needs_no_other() {
-    let first = wanted(&node(&["10.40.0.0/16"], &[]), Marking::Here).unwrap();
+    let first = tables(&pods(&["10.40.0.0/16"], &[]));
     let there = after(&text(&first[0], &There::new()).unwrap(), There::new(), &NAT);
     assert_eq!(text(&first[0], &there), None);
 
     // A new block: both chains are replaced, the jumps stay.
-    let second = wanted(&node(&["10.40.0.0/16", "10.41.0.0/16"], &[]), Marking::Here).unwrap();
+    let second = tables(&pods(&["10.40.0.0/16", "10.41.0.0/16"], &[]));
     let change = text(&second[0], &there).unwrap();
     assert!(!change.contains("ROUTING"), "{change}");
     let there = after(&change, there, &NAT);
     assert_eq!(text(&second[0], &there), None);
 
     // No longer ours to translate: jumps and rules go, in an order that the tool can follow.
-    let external = NodeNet {
+    let none = tables(&PodsV4 {
         snat: Snat::External,
-        ..node(&[], &[])
-    };
-    let none = wanted(&external, Marking::Here).unwrap();
+        node_port: false,
+        ..pods(&[], &[])
+    });
     let there = after(&text(&none[0], &there).unwrap(), there, &NAT);
     assert_eq!(text(&none[0], &there), None);
     assert!(
@@ -125,14 +136,14 @@ fn what_a_transaction_made_needs_no_other() {
 
 #[test]
 fn everything_is_written_without_a_destination() {
-    let tables = wanted(&node(&["0.0.0.0/0"], &[]), Marking::Here).unwrap();
+    let tables = tables(&pods(&["0.0.0.0/0"], &[]));
     let rule = &tables[0].chains[0].rules[0];
     assert_eq!(rule, "-m comment --comment \"AWS SNAT CHAIN\" -j RETURN");
 }
 
 #[test]
 fn strangers_rules_are_neither_moved_nor_removed() {
-    let tables = wanted(&node(&["10.40.0.0/16"], &[]), Marking::Here).unwrap();
+    let tables = tables(&pods(&["10.40.0.0/16"], &[]));
     let there = There::from([(
         "POSTROUTING",
         lines(&[
