@@ -74,11 +74,14 @@ pub struct Affected {
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// How the kernel is compared with what it should hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the kernel is compared with what it should hold, from the least trouble to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Look {
     /// With what was written last.
     Remembered,
+    /// Rules with what is there, sets with what was written last: reading their members takes most of
+    /// the time.
+    Rules,
     /// With what is there, all of it read.
     Afresh,
 }
@@ -427,9 +430,19 @@ impl Dataplane for Node {
         for ruleset in want {
             let family = ruleset.family;
             // Removed before it is changed: after an error it is unknown.
-            let found = match self.known.remove(&family) {
-                Some(found) => found,
-                None => kernel.observe(family)?,
+            let found = match (self.known.remove(&family), look) {
+                (Some(known), Look::Remembered) => known,
+                (Some(known), Look::Rules) => {
+                    let (chains, hooks) = kernel.observe_rules(family)?;
+                    Observed {
+                        chains,
+                        hooks,
+                        ..known
+                    }
+                }
+                (None, Look::Remembered | Look::Rules | Look::Afresh) | (Some(_), Look::Afresh) => {
+                    kernel.observe(family)?
+                }
             };
             let mut plan = plan(&ruleset, &found);
             if first {
@@ -596,7 +609,8 @@ impl<D: Dataplane> Hand<D> {
     }
 
     fn inspect(&mut self, suspects: BTreeSet<Suspect>) -> Result<Option<Suspect>, String> {
-        for suspect in suspects {
+        // What is found first decides what is looked at, so the most comes first.
+        for suspect in suspects.into_iter().rev() {
             match self.dataplane.is_changed(suspect) {
                 Ok(false) => {}
                 Ok(true) => return Ok(Some(suspect)),

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use selvage_netfilter::conntrack::{self, Cutter, Entry};
 use selvage_netfilter::local_addresses;
 use selvage_policy_core::ruleset::{Family, GUARD_SECONDS};
@@ -55,6 +56,8 @@ pub struct Cut {
     pub unfinished: usize,
     /// How long it took.
     pub took: Duration,
+    /// How much of that on a processor.
+    pub used: Duration,
 }
 
 /// Something that knows flows and can end them. Everything blocks.
@@ -85,6 +88,12 @@ impl NodeFlows {
     }
 }
 
+/// What the calling thread has used of a processor so far.
+fn thread_cpu() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(used).unwrap_or_default()
+}
+
 /// What passes OUTPUT or INPUT instead of FORWARD is nobody's to forbid.
 fn forbidden(entry: &Entry, judge: &Judge, own: &BTreeSet<IpAddr>) -> bool {
     let seen = entry.seen();
@@ -107,7 +116,7 @@ impl Flows for NodeFlows {
     type Error = selvage_netfilter::Error;
 
     fn cut(&mut self, judge: &Judge, scope: &Scope) -> Result<Cut, Self::Error> {
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), thread_cpu());
         // Put back when all went well: after an error its sockets are not to be trusted.
         let mut cutter = match self.cutter.take() {
             Some(cutter) => cutter,
@@ -134,6 +143,7 @@ impl Flows for NodeFlows {
         }
         self.cutter = Some(cutter);
         cut.took = started.elapsed();
+        cut.used = thread_cpu().saturating_sub(before);
         Ok(cut)
     }
 }

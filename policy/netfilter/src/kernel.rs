@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use selvage_policy_core::observe::{Observed, SetState};
+use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::Plan;
 use selvage_policy_core::render::render;
 use selvage_policy_core::ruleset::{ChainName, Family, Hook, SetName};
@@ -35,6 +35,9 @@ pub struct Kernel {
     /// What an earlier process knew of them, where that is known.
     earlier: Option<Record>,
 }
+
+/// Chains by name, and jumps to them.
+pub type Rules = (BTreeMap<ChainName, ChainState>, Vec<HookState>);
 
 /// Where the rules stood when a plan was begun, and what it has committed since by the tool.
 struct Begun {
@@ -132,13 +135,7 @@ impl Kernel {
     ///
     /// *Cost*: linear in the rules of `mangle` and in our members: 1 µs and 0.2 µs each.
     pub fn observe(&mut self, family: Family) -> Result<Observed, Error> {
-        let (found, generation) = self.rules(self.backend, family)?;
-        let memory = self.memory.entry(family).or_default();
-        let (backend, earlier) = (self.backend, self.earlier.as_ref());
-        let chains = memory.learn(&found, generation, &|name, fingerprint| {
-            earlier.is_none_or(|record| record.holds(backend, family, name, fingerprint))
-        });
-        let hooks = found.hooks.into_iter().map(|hook| hook.state).collect();
+        let (chains, hooks) = self.observe_rules(family)?;
         let mut sets = BTreeMap::new();
         for header in self.sets.list()? {
             if belongs(&header, family) {
@@ -159,6 +156,22 @@ impl Kernel {
             hooks,
             sets,
         })
+    }
+
+    /// The part of [`Kernel::observe`] that is about rules: chains, and jumps to them.
+    ///
+    /// *Errors*: as [`Kernel::observe`].
+    ///
+    /// *Cost*: linear in the rules of `mangle`.
+    pub fn observe_rules(&mut self, family: Family) -> Result<Rules, Error> {
+        let (found, generation) = self.rules(self.backend, family)?;
+        let memory = self.memory.entry(family).or_default();
+        let (backend, earlier) = (self.backend, self.earlier.as_ref());
+        let chains = memory.learn(&found, generation, &|name, fingerprint| {
+            earlier.is_none_or(|record| record.holds(backend, family, name, fingerprint))
+        });
+        let hooks = found.hooks.into_iter().map(|hook| hook.state).collect();
+        Ok((chains, hooks))
     }
 
     /// Carries out a plan, in the order that [`selvage_policy_core::plan`] gives.

@@ -61,7 +61,7 @@ pub use backend::choose as choose_backend;
 pub use error::{Error, Refusal};
 pub use iptables::{Backend, saved_tables};
 pub use ipvs::ipvs_in_use;
-pub use kernel::{Cleaned, Kernel, Step};
+pub use kernel::{Cleaned, Kernel, Rules, Step};
 pub use record::Record;
 pub use watch::{Pace, Suspect, Watcher};
 

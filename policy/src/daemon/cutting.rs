@@ -13,7 +13,8 @@ use super::{DaemonError, STOP_DEADLINE};
 use crate::flows::{Cut, Flows, Scope};
 use crate::metrics::Metrics;
 
-/// After a look at flows there is none for so many times as long: a tenth of a core at most.
+/// After a look at flows there is none for so many times as long as it used a processor: a tenth of a
+/// core at most. Not as long as it took: where others take the processor, flows would wait for us, too.
 const REST: u32 = 9;
 
 /// The pauses after an error.
@@ -88,7 +89,7 @@ impl<F: Flows> Cutting<F> {
         match result {
             Ok(cut) => {
                 self.failures = 0;
-                self.not_before = Some(now + cut.took * REST);
+                self.not_before = Some(now + cut.used * REST);
                 self.metrics.cut(&cut);
                 self.tell(&cut);
                 if cut.unfinished > 0 {
@@ -112,6 +113,7 @@ impl<F: Flows> Cutting<F> {
             left,
             unfinished,
             took,
+            used: _,
         } = *cut;
         if forbidden + left > 0 {
             info!(forbidden, left, unfinished, ?took, "flows cut");

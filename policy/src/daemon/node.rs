@@ -248,7 +248,10 @@ impl Node {
             // What cannot be looked at in part is looked at as a whole, which says why not.
             Err(error) => (Repair::Unknown, error),
         };
-        let times = self.pending.inspected(true, now);
+        let times = match changed.0 {
+            Repair::Rules => self.pending.inspected_rules(now),
+            Repair::Sets | Repair::Members | Repair::Unknown => self.pending.inspected(true, now),
+        };
         self.repairing = Some(changed);
         debug!(times, "what we hold is not as we left it");
     }

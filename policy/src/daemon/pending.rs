@@ -197,6 +197,14 @@ impl Pending {
         }
     }
 
+    /// It was so of rules alone: sets are believed.
+    pub(super) fn inspected_rules(&mut self, now: Instant) -> u32 {
+        self.busy = false;
+        self.rules = true;
+        self.look = self.look.max(Look::Rules);
+        self.repairs.count(now)
+    }
+
     /// How often somebody else's changes were found, as long as it goes on.
     pub(super) fn fought(&self, now: Instant) -> u32 {
         self.repairs.lately(now)
@@ -213,8 +221,12 @@ impl Pending {
             self.look = Look::Afresh;
         }
         self.looked = std::mem::replace(&mut self.look, Look::Remembered);
-        if self.looked == Look::Afresh {
-            self.suspects.clear();
+        match self.looked {
+            Look::Remembered => {}
+            Look::Rules => self
+                .suspects
+                .retain(|suspect| !matches!(suspect, Suspect::Rules(_))),
+            Look::Afresh => self.suspects.clear(),
         }
         self.looked
     }
@@ -307,7 +319,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use selvage_policy_core::index::MemberChange;
-    use selvage_policy_core::ruleset::{Member, SetName};
+    use selvage_policy_core::ruleset::{Family, Member, SetName};
 
     use super::*;
 
@@ -559,6 +571,26 @@ mod tests {
             pending.succeeded();
             now += PAID;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_rules_alone_were_changed_sets_are_believed_unless_more_is_asked_for() {
+        let mut pending = Pending::new(GAP);
+        let now = Instant::now();
+        pending.begin_rules(now);
+        pending.succeeded();
+        pending.suspect(Suspect::Rules(Family::V4));
+        pending.begin_inspection();
+        pending.suspect(Suspect::Rules(Family::V4));
+        pending.suspect(Suspect::Sets);
+        assert_eq!(pending.inspected_rules(now), 1);
+        assert_eq!(pending.due(now), Due::Now(Work::Rules));
+        assert_eq!(pending.begin_rules(now), Look::Rules);
+        pending.succeeded();
+        assert_eq!(pending.begin_inspection(), [Suspect::Sets].into());
+        pending.inspected(true, now);
+        assert_eq!(pending.inspected_rules(now), 3);
+        assert_eq!(pending.begin_rules(now), Look::Afresh);
     }
 
     #[tokio::test(start_paused = true)]
