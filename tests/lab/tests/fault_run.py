@@ -218,8 +218,8 @@ class Run:
             total.update(node.counts)
         lost = len(self.heart.losses)
         lines.append("  " + ", ".join(f"{number} {what}" for what, number in sorted(total.items())))
-        lines.append(f"  {self.heart.sent} packets, {lost} lost, each to a fault of its pod's own"
-                     if not self._unexcused() else f"  {self.heart.sent} packets, {lost} lost")
+        why = ", each to a fault of its pod's own" if lost and not self._unexcused() else ""
+        lines.append(f"  {self.heart.sent} packets, {lost} lost{why}")
         return "\n".join(lines)
 
 
