@@ -135,7 +135,8 @@ async fn what_is_taken_from_a_pod_of_ipv6_is_told_and_put_back() {
             .is_ok()
         {}
         sh(line);
-        kernel.disturbed().await;
+        let told = tokio::time::timeout(std::time::Duration::from_secs(5), kernel.disturbed());
+        assert!(told.await.is_ok(), "{line}: not told");
         let changed = look(&kernel, &pods).await;
         assert!(
             changed.iter().any(|c| c.part == part),
