@@ -27,8 +27,9 @@ export CC_x86_64_unknown_linux_musl=${CC_x86_64_unknown_linux_musl:-musl-gcc}
 started=$SECONDS
 cd "$root"
 cargo build --quiet --locked --release --target $target -p selvage-ipamd-aws -p selvage-policy >&2
-# The plugin starts once for each pod: not position-independent, so that nothing is relocated at each start.
-CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-C relocation-model=static" \
+# The plugin starts once for each pod, and a page fault costs a hundredth of a start: it is not position-independent (nothing
+# is relocated), and has two segments instead of five.
+CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-C relocation-model=static -C link-arg=-Wl,-z,noseparate-code -C link-arg=-Wl,-z,norelro" \
   cargo build --quiet --locked --profile plugin --target $target -p selvage-cni >&2
 if [ $((SECONDS - started)) -gt 2 ]; then say "binaries built in $((SECONDS - started)) s"; fi
 ipamd=$CARGO_TARGET_DIR/$target/release/selvage-ipamd
