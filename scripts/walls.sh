@@ -28,6 +28,8 @@ for package in selvage-cni selvage-nodenet selvage-ipamd selvage-ipamd-core selv
   forbid $package "only ipamd/aws compiles the AWS SDK" 'aws-(sdk|config|smithy|runtime).*'
 done
 forbid selvage-oracle "the second reading shares nothing with the code that it judges" 'selvage-([^o].*)|ipnet.*|cidr.*|kube.*|k8s-openapi'
+forbid selvage-sim "the simulator runs the pool as it is, and nothing else of ours" \
+  'selvage-(policy.*|netfilter|cni|nodenet|ipamd|ipamd-(rpc|aws)|tests|oracle|bench.*)|tokio.*|kube.*|aws-.*'
 
 # A core crate does no I/O through the standard library either; its clippy.toml bans the calls one by one.
 for core in policy/core ipamd/core; do
