@@ -6,7 +6,7 @@
 //! ```
 //!
 //! EC2's budgets are for an account and a region; a node cannot see the others. So it takes a share that is small
-//! beside the whole ([`Bucket::share`]), and gives way when EC2 says that there are too many calls: halving when told
+//! beside the whole, waits for its turn where many start at once ([`Bucket::share`]), and gives way when EC2 says that there are too many calls: halving when told
 //! so, a small step up with each call that goes well, is what lets strangers share a budget (additive increase,
 //! multiplicative decrease). Every loop of the daemon draws on the same bucket, so that none shouts while another rests.
 
@@ -26,7 +26,13 @@ const REGION_READS: f64 = 20.0;
 /// See [`REGION_READS`].
 const REGION_CHANGES: f64 = 5.0;
 /// Part of the region's rate that nodes which start together take: the rest is for those that run.
-const TOGETHER: f64 = 0.75;
+const TOGETHER: f64 = 0.9;
+/// Each action of EC2's has a budget of its own. A node that starts reads twice (what is attached, what is not) ...
+const READS_OF_A_START: f64 = 2.0;
+/// ... and makes one change before it can serve: half of many nodes assign addresses, half make an interface.
+const CHANGES_OF_A_START: f64 = 0.5;
+/// From so many nodes on it is worth while to use both ways.
+const MANY: u32 = 100;
 /// Longest time between two calls: a cause that went away is noticed within two minutes.
 const LONGEST: f64 = 120.0;
 /// A success brings the rate back by this part of the whole.
@@ -52,7 +58,17 @@ pub struct Level {
 pub struct Bucket {
     read: Lane,
     change: Lane,
+    turn: Option<Turn>,
     jitter: Jitter,
+}
+
+/// A node's turn among those that start together: all turns are spread evenly over the time that EC2 needs for them.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    since: Timestamp,
+    /// Where in the row the node stands, from 0 to 1.
+    place: f64,
+    nodes: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -79,41 +95,59 @@ impl Bucket {
         Self {
             read: lane.clone(),
             change: lane,
+            turn: None,
             jitter: Jitter::new(seed ^ 0x6275_636b_6574),
         }
     }
 
-    /// Takes no more than this node's part of the region's budgets where `nodes` start at about the same time, itself
-    /// included. Its first call comes at a random moment, so that all of them together make a steady stream.
+    /// Waits for this node's turn where `nodes` start at about the same time, itself included: the turns of all make a
+    /// steady stream that EC2 takes. Told again as more is known; a turn is put off if there are more nodes than it
+    /// seemed, and never moved up: those that are ahead have made room already.
     pub fn share(&mut self, nodes: u32, now: Timestamp) {
-        let nodes = f64::from(nodes.max(1));
-        for (lane, region) in [
-            (&mut self.read, REGION_READS),
-            (&mut self.change, REGION_CHANGES),
-        ] {
-            lane.refill(now);
-            let part = region * TOGETHER / nodes;
-            lane.full_rate = part.min(RATE);
-            lane.rate = lane.rate.min(lane.full_rate);
-            lane.burst = (BURST * lane.full_rate / RATE).max(1.0);
-            // Up to a whole interval of its own rate: with many nodes their first calls fill that interval evenly.
-            if part < RATE {
-                lane.tokens = 1.0 - self.jitter.unit();
-            }
-        }
+        let place = self.jitter.unit();
+        let turn = self.turn.get_or_insert(Turn {
+            since: now,
+            place,
+            nodes: 1,
+        });
+        turn.nodes = turn.nodes.max(nodes);
+    }
+
+    /// Whether this node, starting with many, makes an interface first instead of filling the one that it has: the two
+    /// ways draw on different budgets of EC2's.
+    pub fn begins_with_eni(&self) -> bool {
+        self.turn
+            .is_some_and(|turn| turn.nodes >= MANY && (turn.place * 1024.0) as u32 % 2 == 1)
+    }
+
+    /// How long until this node's turn.
+    fn turn_in(&self, budget: Budget, now: Timestamp) -> Duration {
+        let Some(turn) = self.turn else {
+            return Duration::ZERO;
+        };
+        let each = match budget {
+            Budget::Read => READS_OF_A_START / (REGION_READS * TOGETHER),
+            Budget::Change => CHANGES_OF_A_START / (REGION_CHANGES * TOGETHER),
+        };
+        let after = Duration::from_secs_f64(each * f64::from(turn.nodes - 1) * turn.place);
+        (turn.since + after).since(now)
     }
 
     /// Calls that may be made now.
     pub fn available(&self, budget: Budget, now: Timestamp) -> u32 {
         // A hair more than what is counted: after `ready_in` there is a whole token, whatever was rounded. Never
         // negative, and a burst at most.
+        if self.turn_in(budget, now) > Duration::ZERO {
+            return 0;
+        }
         (self.lane(budget).tokens_at(now) + 1e-6).max(0.0) as u32
     }
 
     /// Whether so little was used lately that what can wait may be done.
     pub fn is_calm(&self, budget: Budget, now: Timestamp) -> bool {
         let lane = self.lane(budget);
-        lane.tokens_at(now) >= (lane.burst / 2.0).max(1.0)
+        let rested = lane.tokens_at(now) >= (lane.burst / 2.0).max(1.0);
+        rested && self.turn_in(budget, now) == Duration::ZERO
     }
 
     /// Notes a call that is about to be made, also one that could not wait.
@@ -125,7 +159,9 @@ impl Bucket {
 
     /// How long until the next call may be made.
     pub fn ready_in(&self, budget: Budget, now: Timestamp) -> Duration {
-        self.lane(budget).ready_in(now)
+        self.lane(budget)
+            .ready_in(now)
+            .max(self.turn_in(budget, now))
     }
 
     /// Notes that EC2 said there are too many calls.
@@ -155,7 +191,7 @@ impl Bucket {
             calls: self.available(budget, now),
             rate: lane.rate,
             full_rate: lane.full_rate,
-            next_in: lane.ready_in(now),
+            next_in: self.ready_in(budget, now),
             throttled: lane.throttled,
         }
     }
@@ -273,12 +309,14 @@ mod tests {
     fn nodes_that_start_together_stay_below_the_regions_rate_from_the_first_second() {
         let nodes = 1000;
         let mut first = Vec::new();
+        let mut by_eni = 0;
         for seed in 0..nodes {
             let mut bucket = Bucket::new(seed);
             bucket.share(u32::try_from(nodes).unwrap(), at(0.0));
             first.push(bucket.ready_in(Budget::Change, at(0.0)).as_secs_f64());
+            by_eni += u32::from(bucket.begins_with_eni());
         }
-        let span = 1000.0 / (REGION_CHANGES * TOGETHER);
+        let span = 1000.0 * CHANGES_OF_A_START / (REGION_CHANGES * TOGETHER);
         assert!(first.iter().all(|t| *t <= span + 1.0));
         for window in 0..10 {
             let from = span * f64::from(window) / 10.0;
@@ -288,5 +326,24 @@ mod tests {
             let count = within.count();
             assert!((60..140).contains(&count), "{count} first calls of 100");
         }
+        assert!(
+            (400..600).contains(&by_eni),
+            "{by_eni} of 1000 make an interface first"
+        );
+    }
+
+    #[test]
+    fn a_turn_is_put_off_for_more_nodes_and_never_moved_up() {
+        let mut bucket = Bucket::new(3);
+        bucket.share(1, at(0.0));
+        assert_eq!(bucket.ready_in(Budget::Change, at(0.0)), Duration::ZERO);
+        assert!(!bucket.begins_with_eni());
+        bucket.share(1000, at(1.0));
+        let put_off = bucket.ready_in(Budget::Change, at(1.0));
+        assert!(put_off > Duration::ZERO);
+        assert_eq!(bucket.available(Budget::Change, at(1.0)), 0);
+        bucket.share(10, at(1.0));
+        assert_eq!(bucket.ready_in(Budget::Change, at(1.0)), put_off);
+        assert!(bucket.available(Budget::Change, at(1.0) + put_off) > 0);
     }
 }

@@ -308,7 +308,8 @@ impl Pool {
                             !blocks.contains(&block.net())
                                 && now.since(block.acquired) > READS_MAY_LAG
                         });
-                        !attached || new || (settled && missing)
+                        // One that has just been detached is shown for some seconds more.
+                        (settled && !attached) || new || (settled && missing)
                     }
                 }
             })

@@ -69,6 +69,13 @@ impl View<'_> {
         } else {
             short.min(sizes.unserved(self))
         };
+        if need > 0 && self.begins_with_eni(sizes) {
+            self.create(&mut asking, sizes, &mut need, &mut actions);
+            if self.pool.network.describing {
+                // Where it can be made is being looked up.
+                return actions;
+            }
+        }
         if need > 0 {
             self.fill(busy, &mut asking, sizes, &mut need, &mut actions);
         }
@@ -88,6 +95,14 @@ impl View<'_> {
             actions.extend(self.fall_back(busy, &mut asking, sizes));
         }
         actions
+    }
+
+    /// A bare node that starts with many others, and whose turn it is to go the other way.
+    fn begins_with_eni(&self, sizes: &Sizes) -> bool {
+        let bare = sizes.total == 0 && self.pool.enis.len() == 1;
+        bare && self.mode() != Mode::Ipv6
+            && self.may_move_enis()
+            && self.pool.bucket.begins_with_eni()
     }
 
     /// Creates whose fate is not known, or that EC2 did not look at.

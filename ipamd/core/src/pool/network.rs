@@ -10,9 +10,9 @@ use crate::ids::{SecurityGroupId, SubnetId, Timestamp};
 use crate::limits::Mode;
 
 /// Subnets are looked at again before an interface is made, if the last look is older than this.
-pub(crate) const SUBNETS_STALE: Duration = Duration::from_secs(600);
+pub(crate) const SUBNETS_STALE: Duration = Duration::from_secs(3600);
 /// And every so often in any case: somebody may exclude a subnet.
-pub(crate) const SUBNETS_REFRESH: Duration = Duration::from_secs(3600);
+pub(crate) const SUBNETS_REFRESH: Duration = Duration::from_secs(12 * 3600);
 /// How long a subnet without addresses, or an instance without room for interfaces, is left alone.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(120);
 

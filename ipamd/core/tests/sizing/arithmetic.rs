@@ -128,15 +128,15 @@ fn an_empty_interface_is_given_back_after_its_addresses_have_rested_and_no_soone
         0,
         "it is being detached"
     );
-    node.wait(5);
+    node.wait(10);
     node.settle();
     assert_eq!(node.ec2.enis().len(), 2);
-    node.wait(24);
+    node.wait(19);
     assert_eq!(node.tick(), []);
     node.wait(1);
     node.settle();
     assert_eq!(node.sizes(), (1, 3, 3), "the primary interface stays");
-    node.wait(5);
+    node.wait(10);
     node.settle();
     assert_eq!(node.ec2.enis().len(), 1, "and nothing is left in EC2");
 }

@@ -6,6 +6,7 @@ use selvage_ipamd_core::cause::Cause;
 use selvage_ipamd_core::cloud::{Budget, Operation, Want};
 use selvage_ipamd_core::fake::{Ec2, Fault};
 use selvage_ipamd_core::plan::{Targets, plan};
+use selvage_ipamd_core::pool::Settings;
 
 use crate::node::{Node, targets};
 
@@ -147,4 +148,32 @@ fn one_complaint_of_ec2_slows_every_call_of_its_kind() {
     );
     node.wait(5);
     assert_ne!(node.tick(), []);
+}
+
+#[test]
+fn of_many_nodes_that_start_together_some_fill_their_interface_and_the_others_make_one() {
+    let mut making = 0;
+    for seed in 0..20 {
+        let settings = Settings {
+            seed,
+            ..Settings::default()
+        };
+        let mut node = Node::with(Ec2::with_limits(4, 10), Targets::default(), settings);
+        node.pool.bucket_mut().share(1000, node.now);
+        let makes = node.pool.bucket().begins_with_eni();
+        making += u32::from(makes);
+        node.wait(1000);
+        // Not settled: that would bring a bucket of a node that starts alone.
+        for _ in 0..8 {
+            node.tick();
+        }
+        let (made, filled) = (
+            node.ec2.calls(Operation::CreateEni),
+            node.ec2.calls(Operation::AssignAddresses),
+        );
+        let one_way = if makes { (1, 0) } else { (0, 1) };
+        assert_eq!((made, filled), one_way, "seed {seed}");
+        assert_eq!(node.pool.stats(node.now).available, 9, "seed {seed}");
+    }
+    assert!((5..=15).contains(&making), "{making} of 20");
 }

@@ -216,8 +216,8 @@ fn an_excluded_subnet_gives_no_new_addresses_and_drains() {
     node.settle();
     assert!(node.add());
     node.ec2.tag_subnet("subnet-1", &[EXCLUDED]);
-    // Noticed at the next look, at the latest within the hour.
-    node.wait(3700);
+    // Noticed at the next look, at the latest within half a day.
+    node.wait(43_300);
     node.settle();
     assert_eq!(node.sizes().2, 3);
     assert!(node.add());
@@ -229,7 +229,7 @@ fn an_excluded_subnet_gives_no_new_addresses_and_drains() {
     node.settle();
     assert!(node.ec2.enis()[0].blocks().is_empty());
     node.ec2.tag_subnet("subnet-next", &[EXCLUDED]);
-    node.wait(3700);
+    node.wait(43_300);
     node.settle();
     while node.add() {}
     node.tick();

@@ -11,7 +11,7 @@ use crate::ids::{EniId, Timestamp};
 use crate::pool::{Changes, Leaving, Pool};
 
 /// An interface that is being detached cannot be deleted: EC2 takes some seconds, and each try is a call.
-const DETACHING: Duration = Duration::from_secs(5);
+const DETACHING: Duration = Duration::from_secs(10);
 
 impl Pool {
     pub(super) fn mark_leaving(&mut self, eni: &EniId, blocks: &BTreeSet<IpNet>) {
