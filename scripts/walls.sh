@@ -18,13 +18,13 @@ forbid() {
 for package in selvage-policy selvage-policy-core selvage-netfilter; do
   forbid $package "enforcement never meets addressing" 'selvage-(cni|nodenet|ipamd.*)'
 done
-for package in selvage-cni selvage-nodenet selvage-ipamd selvage-ipamd-core selvage-ipamd-rpc selvage-ipamd-aws; do
+for package in selvage-cni selvage-nodenet selvage-ipamd selvage-ipamd-core selvage-ipamd-rpc selvage-ipamd-kube selvage-ipamd-aws; do
   forbid $package "addressing never meets enforcement" 'selvage-(policy.*|netfilter)'
 done
 for package in selvage-policy-core selvage-ipamd-core; do
   forbid $package "a core crate has no I/O, clock or runtime" 'tokio.*|kube.*|k8s-openapi|aws-.*|rustix|nix|hyper.*|tonic.*|async-.*'
 done
-for package in selvage-cni selvage-nodenet selvage-ipamd selvage-ipamd-core selvage-ipamd-rpc; do
+for package in selvage-cni selvage-nodenet selvage-ipamd selvage-ipamd-core selvage-ipamd-rpc selvage-ipamd-kube; do
   forbid $package "only ipamd/aws compiles the AWS SDK" 'aws-(sdk|config|smithy|runtime).*'
 done
 forbid selvage-oracle "the second reading shares nothing with the code that it judges" 'selvage-([^o].*)|ipnet.*|cidr.*|kube.*|k8s-openapi'

@@ -1,18 +1,46 @@
 //! What was set ([`Args`]) and what follows from it ([`Config`]): read once, refused as a whole if any of it is bad.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use selvage_ipamd_core::plan::Targets;
-use thiserror::Error;
+pub use selvage_ipamd_core::pool::Provisioning;
+
+use crate::hostnet::{self, Prepare};
 
 mod args;
+mod cloud;
+mod files;
+mod network;
+mod setting;
 
 pub use args::Args;
+pub use setting::BadSetting;
+
+use setting::{Setting, path, truth};
+
+/// The family of pods' addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4: addresses or /28 prefixes on every interface.
+    V4,
+    /// IPv6: one /80 prefix on the primary interface.
+    V6,
+}
+
+/// Custom networking: pods' interfaces are made by the node's ENIConfig.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomNetworking {
+    /// Annotation of the node that names it.
+    pub annotation: String,
+    /// Label of the node that names it.
+    pub label: String,
+}
 
 /// How the source port of translated connections is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +53,17 @@ pub enum RandomizeSnat {
     None,
 }
 
+impl fmt::Display for RandomizeSnat {
+    /// As it is set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RandomizeSnat::Prng => "prng",
+            RandomizeSnat::Hash => "hashrandom",
+            RandomizeSnat::None => "none",
+        })
+    }
+}
+
 /// Where the plugin learns that a pod's policy is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyReady {
@@ -34,11 +73,38 @@ pub struct PolicyReady {
     pub timeout: Duration,
 }
 
+/// Where a page is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
 /// Valid settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// What the pool should hold. `max_pods` is filled in from the instance's limits if not set.
     pub targets: Targets,
+    /// Whether interfaces hold prefixes in the place of single addresses.
+    pub prefix_delegation: bool,
+    /// The family of pods' addresses.
+    pub family: Family,
+    /// Whether, and by what, pods' interfaces are made by an ENIConfig.
+    pub custom_networking: Option<CustomNetworking>,
+    /// Whether interfaces may be made in other subnets that are tagged for it.
+    pub subnet_discovery: bool,
+    /// Whether interfaces are used that do not carry the instance's tag.
+    pub manage_untagged: bool,
+    /// Whether interfaces come and go while the node is tainted unschedulable.
+    pub manage_unschedulable: bool,
+    /// Whether interfaces that dead nodes left behind are looked for.
+    pub leak_cleanup: bool,
+    /// What may be done to the cloud.
+    pub provisioning: Provisioning,
+    /// Whether a pod's address is written to its annotation.
+    pub annotate_pod_ip: bool,
     /// How long an address rests between two pods.
     pub cooldown: Duration,
     /// Whether somebody else translates sources.
@@ -47,14 +113,26 @@ pub struct Config {
     pub exclude_snat_cidrs: Vec<Ipv4Net>,
     /// How source ports are chosen.
     pub randomize_snat: RandomizeSnat,
+    /// Whether what arrives for a NodePort at the primary interface is answered by it.
+    pub node_port: bool,
+    /// The mark of connections that must use the primary interface, and its mask.
+    pub connmark: NonZeroU32,
+    /// Blocks that pods reach by the main table.
+    pub external_service_cidrs: Vec<Ipv4Net>,
     /// Prefix of the host's end of a pod's veth.
     pub veth_prefix: String,
     /// MTU of the interfaces.
     pub eni_mtu: u32,
     /// MTU of pods.
     pub pod_mtu: u32,
+    /// Whether pods have IPv6 turned off.
+    pub disable_pod_v6: bool,
+    /// Whether CNI's `bandwidth` is chained.
+    pub bandwidth: bool,
     /// Name of the cluster; empty if unknown.
     pub cluster: String,
+    /// The API server, if not the one that the cluster tells a pod.
+    pub cluster_endpoint: Option<String>,
     /// Tags for interfaces.
     pub tags: BTreeMap<String, String>,
     /// Name of the Kubernetes node; empty if unknown.
@@ -71,10 +149,6 @@ pub struct Config {
     pub plugin_log_file: String,
     /// The plugin's log level.
     pub plugin_log_level: String,
-    /// Whether CNI's `bandwidth` is chained.
-    pub bandwidth: bool,
-    /// Whether pods have no IPv6, which CNI's `tuning` sees to.
-    pub disable_pod_v6: bool,
     /// What an ADD waits for beside an address, if anything.
     pub policy_ready: Option<PolicyReady>,
     /// The socket.
@@ -83,284 +157,137 @@ pub struct Config {
     pub checkpoint: PathBuf,
     /// Address of the metrics.
     pub metrics_addr: Option<SocketAddr>,
+    /// Where the pool can be looked at.
+    pub introspection: Option<Listen>,
     /// How long an ADD waits for a pool that is being refilled.
     pub add_wait: Duration,
     /// Between two comparisons of the pool with the cloud.
     pub reconcile: Duration,
 }
 
-/// A setting that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{name}={value:?}: {want}")]
-pub struct BadSetting {
-    /// Its environment name.
-    pub name: &'static str,
-    /// What was set.
-    pub value: String,
-    /// What it may be.
-    pub want: String,
+impl Config {
+    /// Whether the node's object has to be watched.
+    pub fn needs_node(&self) -> bool {
+        self.custom_networking.is_some()
+            || (self.provisioning == Provisioning::Full && !self.manage_unschedulable)
+    }
 }
 
-/// One setting on its way from text to value.
-struct Setting<'a> {
-    name: &'static str,
-    text: Option<&'a str>,
-}
-
-impl<'a> Setting<'a> {
-    /// An empty text is one that is not set.
-    fn new(name: &'static str, text: &'a Option<String>) -> Self {
-        let text = text.as_deref().map(str::trim).filter(|t| !t.is_empty());
-        Self { name, text }
-    }
-
-    fn bad(&self, want: impl Into<String>) -> BadSetting {
-        BadSetting {
-            name: self.name,
-            value: self.text.unwrap_or_default().to_owned(),
-            want: want.into(),
-        }
-    }
-
-    fn text_or(&self, default: &str) -> String {
-        self.text.unwrap_or(default).to_owned()
-    }
-
-    fn number(&self, low: i64, high: i64) -> Result<Option<i64>, BadSetting> {
-        let Some(text) = self.text else {
-            return Ok(None);
-        };
-        match i64::from_str(text) {
-            Ok(number) if (low..=high).contains(&number) => Ok(Some(number)),
-            Ok(_) | Err(_) => Err(self.bad(format!("want a number from {low} to {high}"))),
-        }
-    }
-
-    fn count(&self, high: u32) -> Result<Option<u32>, BadSetting> {
-        let number = self.number(0, i64::from(high))?;
-        Ok(number.and_then(|n| u32::try_from(n).ok()))
-    }
-
-    /// As Go reads it.
-    fn truth(&self) -> Result<bool, BadSetting> {
-        match self.text {
-            None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
-            Some(_) => Err(self.bad("want true or false")),
-        }
-    }
+/// What `init` sets on the node, by the two settings that are about it: its container need not know the others.
+///
+/// # Errors
+/// When either is bad.
+pub fn prepare(args: &Args) -> Result<Prepare, BadSetting> {
+    let disable = truth(
+        "DISABLE_TCP_EARLY_DEMUX",
+        &args.disable_tcp_early_demux,
+        "false",
+    )?;
+    Ok(Prepare {
+        family: match cloud::family(args)? {
+            Family::V4 => hostnet::Family::V4,
+            Family::V6 => hostnet::Family::V6,
+        },
+        tcp_early_demux: !disable,
+    })
 }
 
 impl TryFrom<&Args> for Config {
     type Error = BadSetting;
 
     fn try_from(args: &Args) -> Result<Self, BadSetting> {
-        let eni_mtu = mtu("AWS_VPC_ENI_MTU", &args.eni_mtu)?.unwrap_or(9001);
-        let wait = Setting::new("ADD_WAIT_SECONDS", &args.add_wait_seconds).count(60)?;
-        let reconcile = Setting::new("RECONCILE_SECONDS", &args.reconcile_seconds)
-            .number(1, 3600)?
-            .and_then(|n| u64::try_from(n).ok());
+        cloud::refuse_unknown_modes(args)?;
+        let family = cloud::family(args)?;
+        let eni_mtu = network::eni_mtu(args, family)?;
+        let wait = Setting::new("ADD_WAIT_SECONDS", &args.add_wait_seconds, "5").count(0, 60)?;
+        let reconcile =
+            Setting::new("RECONCILE_SECONDS", &args.reconcile_seconds, "60").count(1, 3600)?;
         let cooldown =
-            Setting::new("IP_COOLDOWN_PERIOD", &args.ip_cooldown_period).count(86_400)?;
-        Ok(Self {
-            targets: targets(args)?,
+            Setting::new("IP_COOLDOWN_PERIOD", &args.ip_cooldown_period, "30").count(0, 86_400)?;
+        let config = Self {
+            targets: cloud::targets(args)?,
+            prefix_delegation: truth(
+                "ENABLE_PREFIX_DELEGATION",
+                &args.enable_prefix_delegation,
+                "false",
+            )?,
+            family,
+            custom_networking: cloud::custom_networking(args)?,
+            subnet_discovery: truth(
+                "ENABLE_SUBNET_DISCOVERY",
+                &args.enable_subnet_discovery,
+                "true",
+            )?,
+            manage_untagged: truth("MANAGE_UNTAGGED_ENI", &args.manage_untagged_eni, "true")?,
+            manage_unschedulable: truth(
+                "AWS_MANAGE_ENIS_NON_SCHEDULABLE",
+                &args.manage_enis_non_schedulable,
+                "false",
+            )?,
+            leak_cleanup: cloud::leak_cleanup(args, family)?,
+            provisioning: cloud::provisioning(args)?,
+            annotate_pod_ip: truth("ANNOTATE_POD_IP", &args.annotate_pod_ip, "false")?,
             cooldown: Duration::from_secs(cooldown.unwrap_or(30).into()),
-            external_snat: Setting::new("AWS_VPC_K8S_CNI_EXTERNALSNAT", &args.externalsnat)
-                .truth()?,
-            exclude_snat_cidrs: blocks(args)?,
-            randomize_snat: randomize(args)?,
-            veth_prefix: veth_prefix(args)?,
+            external_snat: truth("AWS_VPC_K8S_CNI_EXTERNALSNAT", &args.externalsnat, "false")?,
+            exclude_snat_cidrs: Setting::new(
+                "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
+                &args.exclude_snat_cidrs,
+                "",
+            )
+            .blocks()?,
+            randomize_snat: network::randomize(args)?,
+            node_port: truth(
+                "AWS_VPC_CNI_NODE_PORT_SUPPORT",
+                &args.node_port_support,
+                "true",
+            )?,
+            connmark: network::connmark(args)?,
+            external_service_cidrs: Setting::new(
+                "AWS_EXTERNAL_SERVICE_CIDRS",
+                &args.external_service_cidrs,
+                "",
+            )
+            .blocks()?,
+            veth_prefix: network::veth_prefix(args)?,
             eni_mtu,
-            pod_mtu: mtu("POD_MTU", &args.pod_mtu)?.unwrap_or(eni_mtu),
-            cluster: cluster(args)?,
-            tags: tags(args)?,
-            node_name: Setting::new("MY_NODE_NAME", &args.node_name).text_or(""),
-            network_policy_mode: network_policy_mode(args)?,
-            cni_bin_dir: path("CNI_BIN_DIR", &args.cni_bin_dir, "/host/opt/cni/bin")?,
-            cni_conf_dir: path("CNI_CONF_DIR", &args.cni_conf_dir, "/host/etc/cni/net.d")?,
+            pod_mtu: network::pod_mtu(args, family)?.unwrap_or(eni_mtu),
+            disable_pod_v6: truth("DISABLE_POD_V6", &args.disable_pod_v6, "false")?,
+            bandwidth: truth(
+                "ENABLE_BANDWIDTH_PLUGIN",
+                &args.enable_bandwidth_plugin,
+                "false",
+            )?,
+            cluster: cloud::cluster(args)?,
+            cluster_endpoint: cloud::cluster_endpoint(args)?,
+            tags: cloud::tags(args)?,
+            node_name: Setting::new("MY_NODE_NAME", &args.node_name, "")
+                .text()
+                .to_owned(),
+            network_policy_mode: network::policy_mode(args)?,
+            cni_bin_dir: path("HOST_CNI_BIN_PATH", &args.cni_bin_dir, "/host/opt/cni/bin")?,
+            cni_conf_dir: path(
+                "HOST_CNI_CONFDIR_PATH",
+                &args.cni_conf_dir,
+                "/host/etc/cni/net.d",
+            )?,
             cni_plugin: path("CNI_PLUGIN", &args.cni_plugin, "/app/aws-cni")?,
-            plugin_log_file: plugin_log_file(args)?,
-            plugin_log_level: plugin_log_level(args)?,
-            bandwidth: Setting::new("ENABLE_BANDWIDTH_PLUGIN", &args.enable_bandwidth_plugin)
-                .truth()?,
-            disable_pod_v6: Setting::new("DISABLE_POD_V6", &args.disable_pod_v6).truth()?,
-            policy_ready: policy_ready(args)?,
+            plugin_log_file: files::plugin_log_file(args)?,
+            plugin_log_level: files::plugin_log_level(args)?,
+            policy_ready: files::policy_ready(args)?,
             socket: path("IPAMD_SOCKET", &args.socket, selvage_ipamd_rpc::SOCKET_PATH)?,
             checkpoint: path(
                 "AWS_VPC_K8S_CNI_BACKING_STORE",
                 &args.checkpoint,
                 "/var/run/aws-node/ipam.json",
             )?,
-            metrics_addr: metrics_addr(args)?,
+            metrics_addr: files::metrics_addr(args)?,
+            introspection: files::introspection(args)?,
             add_wait: Duration::from_secs(wait.unwrap_or(5).into()),
-            reconcile: Duration::from_secs(reconcile.unwrap_or(60)),
-        })
+            reconcile: Duration::from_secs(reconcile.unwrap_or(60).into()),
+        };
+        cloud::refuse_combinations(&config, args)?;
+        Ok(config)
     }
-}
-
-fn targets(args: &Args) -> Result<Targets, BadSetting> {
-    let unless_zero = |count: Option<u32>| count.filter(|n| *n > 0);
-    let max_eni = Setting::new("MAX_ENI", &args.max_eni).number(-1, 64)?;
-    Ok(Targets {
-        warm_enis: Setting::new("WARM_ENI_TARGET", &args.warm_eni_target)
-            .count(64)?
-            .unwrap_or(1),
-        warm_ips: unless_zero(Setting::new("WARM_IP_TARGET", &args.warm_ip_target).count(4096)?),
-        minimum_ips: unless_zero(
-            Setting::new("MINIMUM_IP_TARGET", &args.minimum_ip_target).count(4096)?,
-        ),
-        max_enis: unless_zero(max_eni.and_then(|n| u32::try_from(n).ok())),
-        max_pods: unless_zero(Setting::new("MAX_PODS", &args.max_pods).count(4096)?),
-        ..Targets::default()
-    })
-}
-
-fn mtu(name: &'static str, text: &Option<String>) -> Result<Option<u32>, BadSetting> {
-    let mtu = Setting::new(name, text).number(576, 9001)?;
-    Ok(mtu.and_then(|n| u32::try_from(n).ok()))
-}
-
-fn blocks(args: &Args) -> Result<Vec<Ipv4Net>, BadSetting> {
-    let setting = Setting::new(
-        "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
-        &args.exclude_snat_cidrs,
-    );
-    let mut blocks: Vec<Ipv4Net> = setting
-        .text
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-        .map(|text| {
-            text.parse::<Ipv4Net>()
-                .map(|net| net.trunc())
-                .map_err(|_| setting.bad(format!("{text:?}: want an IPv4 block (10.0.0.0/8)")))
-        })
-        .collect::<Result<_, _>>()?;
-    blocks.sort_unstable();
-    blocks.dedup();
-    Ok(blocks)
-}
-
-fn randomize(args: &Args) -> Result<RandomizeSnat, BadSetting> {
-    let setting = Setting::new("AWS_VPC_K8S_CNI_RANDOMIZESNAT", &args.randomizesnat);
-    match setting.text {
-        None | Some("prng") => Ok(RandomizeSnat::Prng),
-        Some("hashrandom") => Ok(RandomizeSnat::Hash),
-        Some("none") => Ok(RandomizeSnat::None),
-        Some(_) => Err(setting.bad("want prng, hashrandom or none")),
-    }
-}
-
-/// The prefix becomes part of rules: letters and digits only.
-fn veth_prefix(args: &Args) -> Result<String, BadSetting> {
-    let setting = Setting::new("AWS_VPC_K8S_CNI_VETHPREFIX", &args.vethprefix);
-    let prefix = setting.text_or("eni");
-    let plain = prefix.len() <= 4 && prefix.bytes().all(|b| b.is_ascii_alphanumeric());
-    if !plain || ["eth", "lo", "vlan"].contains(&prefix.as_str()) {
-        return Err(setting.bad("want 1 to 4 letters and digits, not eth, lo or vlan"));
-    }
-    Ok(prefix)
-}
-
-fn cluster(args: &Args) -> Result<String, BadSetting> {
-    let setting = Setting::new("CLUSTER_NAME", &args.cluster_name);
-    let name = setting.text_or("");
-    // 256: EC2's limit on a tag's value.
-    if name.chars().count() > 256 {
-        return Err(setting.bad("want at most 256 characters"));
-    }
-    Ok(name)
-}
-
-fn tags(args: &Args) -> Result<BTreeMap<String, String>, BadSetting> {
-    let setting = Setting::new("ADDITIONAL_ENI_TAGS", &args.additional_eni_tags);
-    let tags: BTreeMap<String, String> = serde_json::from_str(setting.text_or("{}").as_str())
-        .map_err(|e| setting.bad(format!("want a JSON object of texts: {e}")))?;
-    for (key, value) in &tags {
-        if key.is_empty() || key.chars().count() > 128 || value.chars().count() > 256 {
-            return Err(setting.bad(format!(
-                "tag {key:?}: want a key of 1 to 128 and a value of at most 256 characters"
-            )));
-        }
-        if key.contains("k8s.amazonaws.com") {
-            return Err(setting.bad(format!("tag {key:?}: k8s.amazonaws.com is reserved")));
-        }
-    }
-    Ok(tags)
-}
-
-fn network_policy_mode(args: &Args) -> Result<String, BadSetting> {
-    let setting = Setting::new(
-        "NETWORK_POLICY_ENFORCING_MODE",
-        &args.network_policy_enforcing_mode,
-    );
-    match setting.text {
-        None => Ok(String::new()),
-        Some(mode @ ("none" | "standard" | "strict")) => Ok(mode.to_owned()),
-        Some(_) => Err(setting.bad("want none, standard or strict")),
-    }
-}
-
-fn path(name: &'static str, text: &Option<String>, default: &str) -> Result<PathBuf, BadSetting> {
-    let setting = Setting::new(name, text);
-    let path = PathBuf::from(setting.text_or(default));
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err(setting.bad("want an absolute path"))
-    }
-}
-
-fn plugin_log_file(args: &Args) -> Result<String, BadSetting> {
-    let setting = Setting::new("AWS_VPC_K8S_PLUGIN_LOG_FILE", &args.plugin_log_file);
-    let file = setting.text_or("/var/log/aws-routed-eni/plugin.log");
-    if file == "stderr" || file.starts_with('/') {
-        Ok(file)
-    } else {
-        Err(setting.bad("want an absolute path or stderr (standard output is the plugin's answer)"))
-    }
-}
-
-fn plugin_log_level(args: &Args) -> Result<String, BadSetting> {
-    let setting = Setting::new("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", &args.plugin_log_level);
-    let level = setting.text_or("Info");
-    let known = ["trace", "debug", "info", "warn", "warning", "error"];
-    if known.contains(&level.to_ascii_lowercase().as_str()) {
-        Ok(level)
-    } else {
-        Err(setting.bad("want debug, info, warn or error"))
-    }
-}
-
-fn policy_ready(args: &Args) -> Result<Option<PolicyReady>, BadSetting> {
-    // The bounds are the plugin's.
-    let seconds = Setting::new(
-        "POLICY_READY_TIMEOUT_SECONDS",
-        &args.policy_ready_timeout_seconds,
-    )
-    .number(1, 60)?;
-    let setting = Setting::new("POLICY_READY_DIR", &args.policy_ready_dir);
-    if setting.text.is_none() {
-        return Ok(None);
-    }
-    let seconds = seconds.and_then(|n| u64::try_from(n).ok()).unwrap_or(20);
-    Ok(Some(PolicyReady {
-        directory: path(setting.name, &args.policy_ready_dir, "")?,
-        timeout: Duration::from_secs(seconds),
-    }))
-}
-
-fn metrics_addr(args: &Args) -> Result<Option<SocketAddr>, BadSetting> {
-    if Setting::new("DISABLE_METRICS", &args.disable_metrics).truth()? {
-        return Ok(None);
-    }
-    let setting = Setting::new("METRICS_ADDR", &args.metrics_addr);
-    setting
-        .text_or("0.0.0.0:61678")
-        .parse()
-        .map(Some)
-        .map_err(|_| setting.bad("want an address and a port (0.0.0.0:61678)"))
 }
 
 #[cfg(test)]

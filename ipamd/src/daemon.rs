@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{Cloud, EniFacts, InstanceFacts, Operation};
-use selvage_ipamd_core::ids::Timestamp;
-use selvage_ipamd_core::limits::Limits;
+use selvage_ipamd_core::ids::{InstanceType, Timestamp};
+use selvage_ipamd_core::limits::{Limits, Mode};
 use selvage_ipamd_core::pool::{Entry, Pool, RestoreError, Settings};
 use selvage_ipamd_core::retry::{Jitter, Retry};
 use thiserror::Error;
@@ -27,25 +27,30 @@ use tracing::{error, info, warn};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Resting};
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::events::EventSink;
-use crate::hostnet::{
-    DEFAULT_MARK, Host, HostError, NodeNet, PodNet, Pods, PodsV4, Snat, veth_suffix,
-};
-use crate::metrics::{self, Metrics};
+use crate::cluster::Cluster;
+use crate::config::{Config, Family, Listen};
+use crate::hostnet::{Host, HostError, NodeNet, PodNet, Pods, PodsV4, Snat, veth_suffix};
+use crate::http::{self, Page};
+use crate::instances;
+use crate::metrics::Metrics;
+use crate::pages;
 use crate::server::{self, ServerError};
+use crate::sweep;
 
 mod act;
 mod journal;
 mod keeper;
 mod request;
 
+pub(crate) use act::call;
 pub use request::{Grant, Handle, NodeFacts, Refusal, Status};
 
 /// Requests that wait to be read; a node has a few hundred pods.
 const REQUESTS: usize = 256;
 /// First pause after something failed at the start; doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Over so long the first calls of nodes that start together are spread.
+const START_SPREAD: Duration = Duration::from_secs(1);
 /// For what is under way when the daemon is told to end, and again for connections: both are over before a kubelet that
 /// gives ten seconds loses its patience.
 const DRAIN: Duration = Duration::from_secs(4);
@@ -59,16 +64,21 @@ pub enum RunError {
     /// The socket cannot be served.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// IPv6 needs prefixes.
+    #[error(
+        "ENABLE_IPv6: an instance of type {0} has no prefixes; want one on Nitro or bare metal"
+    )]
+    NoPrefixes(InstanceType),
     /// A task of ours ended badly.
     #[error("a task of the daemon ended: {0}")]
     Task(String),
 }
 
 /// What the daemon's parts share.
-pub(crate) struct Shared<C, H, E> {
+pub(crate) struct Shared<C, H, K> {
     pub(crate) cloud: C,
     pub(crate) host: H,
-    pub(crate) events: E,
+    pub(crate) cluster: K,
     pub(crate) config: Config,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
@@ -80,11 +90,11 @@ pub(crate) struct Shared<C, H, E> {
 /// When another daemon has the socket, or the checkpoint is not one we understand; never because the cloud fails.
 ///
 /// *Needs*: what [`Host`] needs; a tokio runtime with everything enabled.
-pub async fn run<C: Cloud, H: Host, E: EventSink>(
+pub async fn run<C: Cloud, H: Host, K: Cluster>(
     config: Config,
     cloud: C,
     host: H,
-    events: E,
+    cluster: K,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     info!(?config, "settings");
@@ -101,7 +111,7 @@ pub async fn run<C: Cloud, H: Host, E: EventSink>(
     let shared = Arc::new(Shared {
         cloud,
         host,
-        events,
+        cluster,
         metrics,
         clock: Clock::start(),
         config,
@@ -111,24 +121,33 @@ pub async fn run<C: Cloud, H: Host, E: EventSink>(
     let serving = CancellationToken::new();
     let stop_serving = serving.clone().drop_guard();
     let server = tokio::spawn(server::serve(listener, handle.clone(), serving.clone()));
-    let pages = tokio::spawn(serve_metrics(shared.clone(), handle, serving));
+    let sweep = tokio::spawn(sweep::run(shared.clone(), handle.clone(), serving.clone()));
+    let pages = {
+        let shared = shared.clone();
+        tokio::spawn(async move { serve_pages(&shared.config, handle, serving).await })
+    };
 
     let kept = keep(&shared, checkpoint, status, facts, inbox, &shutdown).await;
     drop(stop_serving);
-    let ended = tokio::time::timeout(DRAIN, async { (server.await, pages.await) }).await;
+    let tasks = async { tokio::join!(server, pages, sweep) };
+    let ended = tokio::time::timeout(DRAIN, tasks).await;
     kept?;
     match ended {
-        Ok((Ok(served), Ok(()))) => Ok(served?),
-        Ok((Err(error), _) | (_, Err(error))) => Err(RunError::Task(error.to_string())),
-        Err(_) => Err(RunError::Task(format!(
-            "connections still open after {DRAIN:?}"
-        ))),
+        Ok((Ok(served), Ok(()), Ok(()))) => Ok(served?),
+        Ok((Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error))) => {
+            Err(RunError::Task(error.to_string()))
+        }
+        // Somebody who says nothing keeps a connection open for as long as they like.
+        Err(_) => {
+            warn!(after = ?DRAIN, "connections still open");
+            Ok(())
+        }
     }
 }
 
 /// From the start to the end of the keeper.
-async fn keep<C: Cloud, H: Host, E: EventSink>(
-    shared: &Arc<Shared<C, H, E>>,
+async fn keep<C: Cloud, H: Host, K: Cluster>(
+    shared: &Arc<Shared<C, H, K>>,
     checkpoint: Checkpoint,
     status: watch::Sender<Status>,
     facts: watch::Sender<Option<NodeFacts>>,
@@ -159,12 +178,12 @@ pub(crate) struct Ready {
     pub(crate) pool: Pool,
 }
 
-struct Start<'a, C, H, E> {
-    shared: &'a Arc<Shared<C, H, E>>,
+struct Start<'a, C, H, K> {
+    shared: &'a Arc<Shared<C, H, K>>,
     status: &'a watch::Sender<Status>,
 }
 
-impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
+impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
     async fn run(
         &self,
         checkpoint: Checkpoint,
@@ -205,15 +224,20 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
             .insist("set up the host's network", || host.ensure_node(&node))
             .await;
         info!(?changed, "host network");
+        if checkpoint.entries.is_empty() {
+            // Young nodes come together; their first calls do not.
+            let spread = Jitter::new(clock.now().unix_nanos()).unit();
+            tokio::time::sleep(START_SPREAD.mul_f64(spread)).await;
+        }
         let enis = self
             .insist("describe the interfaces", || async {
-                let enis = act::call(shared, Operation::DescribeEnis, cloud.describe_enis()).await;
-                let enis = enis.map_err(|e| e.to_string())?;
+                let enis = act::interfaces(shared).await.map_err(|e| e.to_string())?;
                 with_primary(enis, &instance)
             })
             .await;
         let now = clock.now();
-        let mut pool = Pool::new(&instance, settings(config, now));
+        let mode = self.mode(&instance, &limits)?;
+        let mut pool = Pool::new(&instance, settings(config, mode, now));
         pool.reconcile(&enis, now);
         self.restore(&mut pool, checkpoint, &node, now).await?;
         Ok(Ready {
@@ -222,6 +246,25 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
             vpc,
             pool,
         })
+    }
+
+    /// What pods get their addresses from; with IPv6 there is nothing to fall back to.
+    fn mode(&self, instance: &InstanceFacts, limits: &Limits) -> Result<Mode, RunError> {
+        let config = &self.shared.config;
+        let mode = instances::mode(config, limits);
+        let kind = &instance.instance_type;
+        match mode {
+            Mode::Ipv6 if !limits.can_have_prefixes() => Err(RunError::NoPrefixes(kind.clone())),
+            Mode::Addresses if config.prefix_delegation => {
+                let words = format!("{kind} has no prefixes (no Nitro): single addresses are used");
+                warn!("{words}");
+                self.shared
+                    .cluster
+                    .warn("NoPrefixes", "Start".into(), words);
+                Ok(mode)
+            }
+            Mode::Ipv6 | Mode::Prefixes | Mode::Addresses => Ok(mode),
+        }
     }
 
     /// Tries until it works, with growing pauses, and says what it waits for.
@@ -249,7 +292,7 @@ impl<C: Cloud, H: Host, E: EventSink> Start<'_, C, H, E> {
                     warn!(doing, %error, again_in = ?pause, "start is held up");
                     let words = format!("{doing}: {error}");
                     self.shared
-                        .events
+                        .cluster
                         .warn("StartHeldUp", "Start".into(), words.clone());
                     self.status.send_replace(Status::Starting { doing: words });
                     tokio::time::sleep(pause).await;
@@ -343,13 +386,18 @@ fn with_primary(enis: Vec<EniFacts>, instance: &InstanceFacts) -> Result<Vec<Eni
     }
 }
 
-fn settings(config: &Config, now: Timestamp) -> Settings {
+fn settings(config: &Config, mode: Mode, now: Timestamp) -> Settings {
     Settings {
+        mode,
         cooldown: config.cooldown,
         cluster: config.cluster.clone(),
         tags: config.tags.clone(),
+        custom_networking: config.custom_networking.is_some(),
+        subnet_discovery: config.subnet_discovery,
+        manage_untagged: config.manage_untagged,
+        manage_unschedulable: config.manage_unschedulable,
+        provisioning: config.provisioning,
         seed: now.unix_nanos(),
-        ..Settings::default()
     }
 }
 
@@ -375,13 +423,16 @@ pub(crate) fn node_net(config: &Config, instance: &InstanceFacts, vpc: &[Ipv4Net
     NodeNet {
         primary_mac: instance.primary_mac,
         veth_prefix: config.veth_prefix.clone(),
-        mark: DEFAULT_MARK,
-        pods: Pods::V4(PodsV4 {
-            primary_address: instance.primary_address,
-            snat,
-            node_port: true,
-            external_services: BTreeSet::new(),
-        }),
+        mark: config.connmark,
+        pods: match config.family {
+            Family::V4 => Pods::V4(PodsV4 {
+                primary_address: instance.primary_address,
+                snat,
+                node_port: config.node_port,
+                external_services: config.external_service_cidrs.iter().copied().collect(),
+            }),
+            Family::V6 => Pods::V6,
+        },
     }
 }
 
@@ -391,27 +442,34 @@ fn has_veth(entry: &Entry, links: &BTreeSet<String>) -> bool {
     entry.pod.name.is_empty() || links.iter().any(|name| name.ends_with(&suffix))
 }
 
-/// Serves the metrics. A port that is taken is tried again: addresses are given all the same.
-async fn serve_metrics<C: Cloud, H: Host, E: EventSink>(
-    shared: Arc<Shared<C, H, E>>,
+/// Serves the metrics and the introspection. A port that is taken is tried again: addresses are given all the same.
+async fn serve_pages(config: &Config, handle: Handle, shutdown: CancellationToken) {
+    let metrics = config.metrics_addr.map(Listen::Tcp);
+    let metrics = serve_at(metrics, handle.clone(), pages::metrics, &shutdown);
+    let looks = config.introspection.clone();
+    let looks = serve_at(looks, handle, pages::introspection, &shutdown);
+    tokio::join!(metrics, looks);
+}
+
+async fn serve_at<P>(
+    listen: Option<Listen>,
     handle: Handle,
-    shutdown: CancellationToken,
-) {
-    let Some(addr) = shared.config.metrics_addr else {
+    page: impl Fn(Handle, String) -> P + Copy + Send + Sync + 'static,
+    shutdown: &CancellationToken,
+) where
+    P: Future<Output = Page> + Send + 'static,
+{
+    let Some(listen) = listen else {
         return;
     };
-    let metrics = handle.metrics().clone();
     loop {
-        let handle = handle.clone();
-        let snapshot = move || {
-            let handle = handle.clone();
-            async move { handle.snapshot().await.unwrap_or_default() }
-        };
-        match metrics::serve(addr, metrics.clone(), snapshot, shutdown.clone()).await {
+        let asked = handle.clone();
+        let pages = move |path| page(asked.clone(), path);
+        match http::serve(&listen, pages, shutdown.clone()).await {
             Ok(()) => return,
             Err(error) => {
-                warn!(%error, "metrics");
-                metrics.count_error("metrics");
+                warn!(%error, "not served, tried again");
+                handle.metrics().count_error("pages");
             }
         }
         tokio::select! {

@@ -43,6 +43,7 @@ mod watch;
 pub use change::{Change, Looked, Part};
 pub use eni::route_table;
 pub use firewall::Obstacle;
+pub(crate) use iptables::dump as dump_tables;
 pub use node::Kernel;
 pub use pods::veth_suffix;
 pub use prepare::{Prepare, PrepareError, prepare_node};

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use selvage_ipamd_rpc::HEALTH_SERVICE;
 use selvage_ipamd_rpc::health::health_check_response::ServingStatus;
 use selvage_ipamd_rpc::health::health_server::{Health, HealthServer};
 use selvage_ipamd_rpc::health::{HealthCheckRequest, HealthCheckResponse};
+use selvage_ipamd_rpc::inspection::inspection_server::{Inspection, InspectionServer};
+use selvage_ipamd_rpc::inspection::{ReadReply, ReadRequest};
 use selvage_ipamd_rpc::ipam::cni_backend_server::{CniBackend, CniBackendServer};
 use selvage_ipamd_rpc::ipam::config_server_backend_server::{
     ConfigServerBackend, ConfigServerBackendServer,
@@ -24,12 +26,15 @@ use selvage_ipamd_rpc::ipam::{
 };
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response};
 use tracing::{debug, warn};
 
+use crate::config::Family;
 use crate::daemon::{Handle, Refusal, Status};
 use crate::hostnet::route_table;
+use crate::pages;
 
 /// How long another daemon is given to accept.
 const PROBE: Duration = Duration::from_secs(2);
@@ -45,6 +50,17 @@ pub enum ServerError {
     Taken {
         /// The socket.
         path: PathBuf,
+    },
+    /// Something else lies there. Following a link would let whoever made it choose where we listen.
+    #[error(
+        "socket {path}: there is {there} in its place: remove it, or name another path by IPAMD_SOCKET",
+        path = path.display()
+    )]
+    Occupied {
+        /// The socket.
+        path: PathBuf,
+        /// What there is.
+        there: &'static str,
     },
     /// The system refused.
     #[error("socket {path}: {source}", path = path.display())]
@@ -62,8 +78,14 @@ pub enum ServerError {
 /// Listens at `path`, mode 0660, in place of a socket that nobody answers on.
 ///
 /// # Errors
-/// When somebody does answer, or the system refuses.
+/// When somebody does answer, when something that is no socket lies there, or the system refuses.
 pub async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
+    if let Some(there) = no_socket(path) {
+        return Err(ServerError::Occupied {
+            path: path.to_owned(),
+            there,
+        });
+    }
     match tokio::time::timeout(PROBE, UnixStream::connect(path)).await {
         Ok(Err(error)) if nobody_there(&error) => {}
         Ok(Err(source)) => {
@@ -85,6 +107,20 @@ pub async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
     })
 }
 
+/// What lies at a path, if it is neither a socket nor nothing. What cannot be looked at is found out by connecting.
+fn no_socket(path: &Path) -> Option<&'static str> {
+    let kind = std::fs::symlink_metadata(path).ok()?.file_type();
+    if kind.is_socket() {
+        None
+    } else if kind.is_symlink() {
+        Some("a symbolic link")
+    } else if kind.is_dir() {
+        Some("a directory")
+    } else {
+        Some("a file")
+    }
+}
+
 fn nobody_there(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -93,7 +129,7 @@ fn nobody_there(error: &io::Error) -> bool {
 }
 
 /// Makes the socket beside its place and moves it there with its mode set: nobody finds it open to all.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }
@@ -137,6 +173,7 @@ pub async fn serve(
         .add_service(CniBackendServer::new(service.clone()))
         .add_service(ConfigServerBackendServer::new(service.clone()))
         .add_service(SelvageBackendServer::new(service.clone()))
+        .add_service(InspectionServer::new(service.clone()))
         .add_service(HealthServer::new(service))
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await?;
@@ -166,7 +203,11 @@ impl CniBackend for Service {
             namespace: request.k8s_pod_namespace,
             name: request.k8s_pod_name,
         };
-        let grant = self.handle.add(key, pod).await.map_err(status)?;
+        let started = Instant::now();
+        let answer = self.handle.add(key, pod).await;
+        let metrics = self.handle.metrics();
+        metrics.count_add_answer(answer.is_ok(), started.elapsed());
+        let grant = answer.map_err(status)?;
         let config = self.handle.config();
         let facts = self.handle.facts();
         let vpc = facts.into_iter().flat_map(|f| f.vpc);
@@ -232,12 +273,40 @@ impl ConfigServerBackend for Service {
             .handle
             .facts()
             .ok_or_else(|| tonic::Status::unavailable("ipamd is starting"))?;
+        let config = self.handle.config();
+        // Of the family that pods have, and of no other.
+        let (node_ipv4, node_ipv6) = match config.family {
+            Family::V4 => (facts.address.to_string(), String::new()),
+            Family::V6 => (
+                String::new(),
+                facts.ipv6.map_or(String::new(), |a| a.to_string()),
+            ),
+        };
         Ok(Response::new(NetworkPolicyAgentConfigReply {
-            network_policy_mode: self.handle.config().network_policy_mode.clone(),
-            node_ipv4: facts.address.to_string(),
+            network_policy_mode: config.network_policy_mode.clone(),
+            node_ipv4,
+            node_ipv6,
             instance_id: facts.instance_id,
             region: facts.region,
             ..NetworkPolicyAgentConfigReply::default()
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Inspection for Service {
+    async fn read(
+        &self,
+        request: Request<ReadRequest>,
+    ) -> Result<Response<ReadReply>, tonic::Status> {
+        let path = request.into_inner().path;
+        let page = match path.as_str() {
+            "/metrics" => pages::metrics(self.handle.clone(), path).await,
+            _ => pages::introspection(self.handle.clone(), path).await,
+        };
+        Ok(Response::new(ReadReply {
+            status: page.status.into(),
+            body: page.body,
         }))
     }
 }
@@ -306,6 +375,7 @@ fn status(refusal: Refusal) -> tonic::Status {
     match refusal {
         Refusal::Starting(_) | Refusal::Stopping => tonic::Status::unavailable(words),
         Refusal::Empty { .. } => tonic::Status::resource_exhausted(words),
+        Refusal::Withdrawn => tonic::Status::aborted(words),
         Refusal::Checkpoint(_) => tonic::Status::internal(words),
         // AWS's plugin looks for the words, not for the code.
         Refusal::UnknownPod => tonic::Status::not_found(words),

@@ -1,8 +1,7 @@
-//! The README lists every setting and every number.
+//! The README lists every setting.
 
 use clap::{Args as _, Command};
 use selvage_ipamd::config::Args;
-use selvage_ipamd::metrics::{Metrics, Snapshot};
 
 const README: &str = include_str!("../README.md");
 
@@ -19,27 +18,4 @@ fn every_setting_is_in_the_readme_under_its_variable_and_its_flag() {
     }
     let rows = README.lines().filter(|line| line.contains("| `--")).count();
     assert_eq!(rows, count, "the README has settings that are not there");
-}
-
-#[test]
-fn every_number_is_in_the_readme_with_its_type() {
-    let page = Metrics::default().render(&Snapshot::default());
-    let mut count = 0;
-    for line in page.lines() {
-        let Some(metric) = line.strip_prefix("# TYPE ") else {
-            continue;
-        };
-        let (name, kind) = metric.split_once(' ').unwrap();
-        let row = README.lines().find(|row| {
-            row.starts_with(&format!("| `{name}` ")) || row.starts_with(&format!("| `{name}{{"))
-        });
-        let row = row.unwrap_or_else(|| panic!("{name} is missing"));
-        assert!(row.contains(&format!("` | {kind} |")), "{row}");
-        count += 1;
-    }
-    let rows = README
-        .lines()
-        .filter(|row| row.starts_with("| `awscni_") || row.starts_with("| `selvage_"))
-        .count();
-    assert_eq!(rows, count, "the README has numbers that are not there");
 }

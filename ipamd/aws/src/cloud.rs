@@ -5,10 +5,8 @@ use std::env;
 use std::time::Duration;
 
 use aws_sdk_ec2::config::SharedHttpClient;
-use aws_smithy_http_client::Builder;
-use aws_smithy_http_client::tls::Provider;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use ipnet::{IpNet, Ipv4Net};
+use selvage_ipamd::instances;
 use selvage_ipamd_core::cloud::{
     Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, LooseEni, SeenEni, SubnetFacts, Want,
 };
@@ -18,10 +16,6 @@ use tokio::sync::OnceCell;
 
 use crate::ec2::{self, Ec2};
 use crate::imds::Imds;
-
-/// A connection that nobody has used for longer is not used again. Servers close idle ones at times of their own
-/// choosing, and a request that meets that end looks like one whose reply was lost.
-const IDLE: Duration = Duration::from_secs(3);
 
 /// AWS as the daemon's [`Cloud`].
 pub(crate) struct Aws {
@@ -34,11 +28,7 @@ pub(crate) struct Aws {
 
 impl Aws {
     /// Nothing is sent before the first call. `deadline` bounds every call to EC2.
-    pub(crate) fn new(deadline: Duration) -> Self {
-        let http = Builder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .pool_idle_timeout(IDLE)
-            .build_https();
+    pub(crate) fn new(http: SharedHttpClient, deadline: Duration) -> Self {
         Self {
             imds: Imds::new(http.clone()),
             http,
@@ -65,7 +55,10 @@ impl Cloud for Aws {
     }
 
     async fn limits(&self, instance_type: &InstanceType) -> Result<Limits, CloudError> {
-        self.ec2().await?.limits(instance_type).await
+        match instances::find(instance_type) {
+            Some(limits) => Ok(limits),
+            None => self.ec2().await?.limits(instance_type).await,
+        }
     }
 
     async fn vpc_cidrs(&self) -> Result<Vec<Ipv4Net>, CloudError> {

@@ -14,20 +14,21 @@ use aws_config::{AppName, BehaviorVersion, Region};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::SharedHttpClient;
 use aws_sdk_ec2::types::{
-    Filter, InstanceType as Ec2InstanceType, NetworkInterface, NetworkInterfaceAttachmentChanges,
-    ResourceType, Tag, TagSpecification,
+    ConnectionTrackingSpecificationRequest, Filter, InstanceType as Ec2InstanceType,
+    NetworkInterface, NetworkInterfaceAttachmentChanges, ResourceType, Tag, TagSpecification,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{
-    CloudError, CloudErrorKind, CreateEni, EniFacts, InstanceFacts, LooseEni, Operation,
-    SubnetFacts, TAG_CLUSTER, TAG_INSTANCE, Want,
+    CloudError, CloudErrorKind, CreateEni, EniFacts, InstanceFacts, Operation, TAG_INSTANCE, Want,
 };
 use selvage_ipamd_core::ids::{AttachmentId, ClientToken, EniId, InstanceType, SubnetId};
 use selvage_ipamd_core::limits::Limits;
 use tracing::debug;
 
+mod assign;
 mod convert;
 mod error;
+mod search;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,9 @@ const UNTIL_VISIBLE: [Duration; 3] = [
     Duration::from_millis(500),
     Duration::from_millis(1000),
 ];
+
+/// EC2's largest page.
+const PAGE: i32 = 1000;
 
 /// A client that answers for a region. Credentials and endpoint as AWS's SDKs find them (environment, web identity,
 /// else the instance's role; `AWS_ENDPOINT_URL_EC2`). Every call ends within `deadline`. Sends nothing yet.
@@ -73,6 +77,8 @@ pub(crate) struct Ec2 {
     until_visible: [Duration; 3],
     /// Blocks of the subnets met so far: EC2 doesn't repeat them with an interface, and they never change.
     subnets: Mutex<BTreeMap<SubnetId, Ipv4Net>>,
+    /// How long the primary interface lets connections be silent, if somebody has set that: new ones do the same.
+    tracking: Mutex<Option<ConnectionTrackingSpecificationRequest>>,
 }
 
 impl Ec2 {
@@ -84,7 +90,13 @@ impl Ec2 {
             facts,
             until_visible: UNTIL_VISIBLE,
             subnets: Mutex::new(subnets),
+            tracking: Mutex::new(None),
         }
+    }
+
+    fn tracking(&self) -> Option<ConnectionTrackingSpecificationRequest> {
+        let tracking = self.tracking.lock();
+        tracking.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// DescribeInstanceTypes.
@@ -125,57 +137,34 @@ impl Ec2 {
                 .entry(eni.network_interface_id().unwrap_or_default().to_owned())
                 .or_insert(eni);
         }
+        if let Some(primary) = found.get(self.facts.primary_eni.as_str()) {
+            *self.tracking.lock().unwrap_or_else(PoisonError::into_inner) =
+                convert::tracking(primary);
+        }
         let found: Vec<NetworkInterface> = found.into_values().collect();
         self.read(Operation::DescribeEnis, &found).await
     }
 
-    /// DescribeNetworkInterfaces: those of the VPC that are attached to nothing and were made for an instance.
-    pub(crate) async fn find_loose_enis(&self, cluster: &str) -> Result<Vec<LooseEni>, CloudError> {
-        let mut filters = vec![
-            filter("tag-key", TAG_INSTANCE),
-            filter("status", "available"),
-            filter("vpc-id", self.facts.vpc_id.as_str()),
-        ];
-        if !cluster.is_empty() {
-            filters.push(filter(&format!("tag:{TAG_CLUSTER}"), cluster));
-        }
-        let found = self.describe(filters).await?;
-        found.iter().map(convert::loose_eni).collect()
-    }
-
-    /// DescribeSubnets: those of the instance's VPC and zone.
-    pub(crate) async fn describe_subnets(&self) -> Result<Vec<SubnetFacts>, CloudError> {
-        let operation = Operation::DescribeSubnets;
-        let filters = vec![
-            filter("vpc-id", self.facts.vpc_id.as_str()),
-            filter("availability-zone", &self.facts.availability_zone),
-        ];
-        let mut pages = self
-            .client
-            .describe_subnets()
-            .set_filters(Some(filters))
-            .into_paginator()
-            .send();
-        let mut subnets = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| cloud_error(operation, e))?;
-            for subnet in page.subnets() {
-                subnets.push(convert::subnet_facts(operation, subnet)?);
-            }
-        }
-        Ok(subnets)
-    }
-
     async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<NetworkInterface>, CloudError> {
+        self.pages(Operation::DescribeEnis, filters).await
+    }
+
+    /// All pages of DescribeNetworkInterfaces.
+    async fn pages(
+        &self,
+        operation: Operation,
+        filters: Vec<Filter>,
+    ) -> Result<Vec<NetworkInterface>, CloudError> {
         let mut pages = self
             .client
             .describe_network_interfaces()
             .set_filters(Some(filters))
             .into_paginator()
+            .page_size(PAGE)
             .send();
         let mut enis = Vec::new();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| cloud_error(Operation::DescribeEnis, e))?;
+            let page = page.map_err(|e| cloud_error(operation, e))?;
             enis.extend(page.network_interfaces.unwrap_or_default());
         }
         Ok(enis)
@@ -217,14 +206,14 @@ impl Ec2 {
             .resource_type(ResourceType::NetworkInterface)
             .set_tags(Some(ec2_tags(&request.tags)))
             .build();
-        let count = match request.want.count() {
+        let wanted = match request.want.count() {
             0 => None,
             some => Some(count(operation, some)?),
         };
-        let (addresses, prefixes, ipv6_prefixes) = match request.want {
-            Want::Addresses(_) => (count, None, None),
-            Want::Prefixes(_) => (None, count, None),
-            Want::Ipv6Prefix => (None, None, count),
+        let (addresses, prefixes, ipv6) = match request.want {
+            Want::Addresses(_) => (wanted, None, None),
+            Want::Prefixes(_) => (None, wanted, None),
+            Want::Ipv6Prefix => (None, None, wanted),
         };
         let token: &ClientToken = &request.token;
         let answer = self
@@ -237,7 +226,8 @@ impl Ec2 {
             .tag_specifications(tags)
             .set_secondary_private_ip_address_count(addresses)
             .set_ipv4_prefix_count(prefixes)
-            .set_ipv6_prefix_count(ipv6_prefixes)
+            .set_ipv6_prefix_count(ipv6)
+            .set_connection_tracking_specification(self.tracking())
             .send()
             .await
             .map_err(|e| cloud_error(operation, e))?;
@@ -297,95 +287,6 @@ impl Ec2 {
                 .map_err(|e| cloud_error(Operation::KeepWithInstance, e))
         })
         .await?;
-        Ok(())
-    }
-
-    /// AssignPrivateIpAddresses or AssignIpv6Addresses by count; the answer names what is new only.
-    pub(crate) async fn assign(&self, eni: &EniId, want: Want) -> Result<Vec<IpNet>, CloudError> {
-        let operation = want.operation();
-        let number = count(operation, want.count())?;
-        let (addresses, prefixes) = match want {
-            Want::Addresses(_) => (Some(number), None),
-            Want::Prefixes(_) => (None, Some(number)),
-            Want::Ipv6Prefix => return self.assign_ipv6(eni, number).await,
-        };
-        let answer = self
-            .client
-            .assign_private_ip_addresses()
-            .network_interface_id(eni.as_str())
-            .set_secondary_private_ip_address_count(addresses)
-            .set_ipv4_prefix_count(prefixes)
-            .send()
-            .await
-            .map_err(|e| cloud_error(operation, e))?;
-        let single = answer.assigned_private_ip_addresses().iter();
-        let single = single.map(|a| a.private_ip_address().and_then(convert::single));
-        let blocks = answer.assigned_ipv4_prefixes().iter();
-        let blocks = blocks.map(|b| b.ipv4_prefix().and_then(|text| text.parse().ok()));
-        named(operation, eni, single.chain(blocks))
-    }
-
-    async fn assign_ipv6(&self, eni: &EniId, number: i32) -> Result<Vec<IpNet>, CloudError> {
-        let operation = Operation::AssignIpv6;
-        let answer = self
-            .client
-            .assign_ipv6_addresses()
-            .network_interface_id(eni.as_str())
-            .ipv6_prefix_count(number)
-            .send()
-            .await
-            .map_err(|e| cloud_error(operation, e))?;
-        let blocks = answer.assigned_ipv6_prefixes().iter();
-        named(operation, eni, blocks.map(|text| text.parse().ok()))
-    }
-
-    /// UnassignPrivateIpAddresses or UnassignIpv6Addresses.
-    pub(crate) async fn unassign(
-        &self,
-        eni: &EniId,
-        blocks: &BTreeSet<IpNet>,
-    ) -> Result<(), CloudError> {
-        let operation = Operation::unassign(blocks);
-        let (addresses, prefixes): (Vec<&IpNet>, Vec<&IpNet>) = blocks
-            .iter()
-            .partition(|net| net.prefix_len() == net.max_prefix_len());
-        let addresses: Vec<String> = addresses.iter().map(|a| a.addr().to_string()).collect();
-        let prefixes: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
-        let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
-        if operation == Operation::UnassignIpv6 {
-            self.client
-                .unassign_ipv6_addresses()
-                .network_interface_id(eni.as_str())
-                .set_ipv6_prefixes(some(prefixes))
-                .send()
-                .await
-                .map_err(|e| cloud_error(operation, e))?;
-        } else {
-            self.client
-                .unassign_private_ip_addresses()
-                .network_interface_id(eni.as_str())
-                .set_private_ip_addresses(some(addresses))
-                .set_ipv4_prefixes(some(prefixes))
-                .send()
-                .await
-                .map_err(|e| cloud_error(operation, e))?;
-        }
-        Ok(())
-    }
-
-    /// CreateTags.
-    pub(crate) async fn tag_eni(
-        &self,
-        eni: &EniId,
-        tags: &BTreeMap<String, String>,
-    ) -> Result<(), CloudError> {
-        self.client
-            .create_tags()
-            .resources(eni.as_str())
-            .set_tags(Some(ec2_tags(tags)))
-            .send()
-            .await
-            .map_err(|e| cloud_error(Operation::TagEni, e))?;
         Ok(())
     }
 
@@ -490,21 +391,6 @@ where
     call().await
 }
 
-/// Blocks of an answer, each of them readable.
-fn named(
-    operation: Operation,
-    eni: &EniId,
-    blocks: impl Iterator<Item = Option<IpNet>>,
-) -> Result<Vec<IpNet>, CloudError> {
-    let unreadable = || {
-        CloudError::unknown(
-            operation,
-            format!("{eni}: an answer with an unreadable address"),
-        )
-    };
-    blocks.map(|block| block.ok_or_else(unreadable)).collect()
-}
-
 fn filter(name: &str, value: &str) -> Filter {
     Filter::builder().name(name).values(value).build()
 }
@@ -516,6 +402,5 @@ fn ec2_tags(tags: &BTreeMap<String, String>) -> Vec<Tag> {
 }
 
 fn count(operation: Operation, wanted: u32) -> Result<i32, CloudError> {
-    i32::try_from(wanted)
-        .map_err(|_| CloudError::refused(operation, format!("{wanted} addresses at once")))
+    i32::try_from(wanted).map_err(|_| CloudError::refused(operation, format!("{wanted} at once")))
 }

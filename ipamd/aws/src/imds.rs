@@ -8,9 +8,10 @@
 //! Tokens, their renewal and short retries are the SDK client's. Metadata that is silent or answers nonsense is an
 //! error of kind [`Unknown`](selvage_ipamd_core::cloud::CloudErrorKind::Unknown): ask again later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::imds::Client;
@@ -23,7 +24,7 @@ use selvage_ipamd_core::ids::{
     EniId, InstanceId, InstanceType, Mac, SecurityGroupId, SubnetId, VpcId,
 };
 
-use crate::chain::chain;
+use selvage_ipamd::chain::chain;
 
 /// One answer comes from the hypervisor's own host: a second is long.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ const TRIES: u32 = 3;
 /// The metadata service, with a deadline on each question.
 pub(crate) struct Imds {
     client: Client,
+    /// What is known of attached interfaces and does not change, by hardware address.
+    known: Mutex<BTreeMap<Mac, SeenEni>>,
 }
 
 impl Imds {
@@ -51,7 +54,10 @@ impl Imds {
             .operation_timeout(QUESTION)
             .max_attempts(TRIES)
             .build();
-        Self { client }
+        Self {
+            client,
+            known: Mutex::default(),
+        }
     }
 
     /// All that does not change while the instance runs.
@@ -69,11 +75,7 @@ impl Imds {
             primary_eni: EniId::new(self.text(operation, &primary("interface-id")).await?),
             primary_mac: mac,
             primary_address: self.one(operation, "local-ipv4").await?,
-            primary_ipv6: self
-                .maybe_many(operation, &primary("ipv6s"))
-                .await?
-                .first()
-                .copied(),
+            primary_ipv6: self.first(operation, &primary("ipv6s")).await?,
             subnet_id: SubnetId::new(self.text(operation, &primary("subnet-id")).await?),
             subnet: self
                 .one(operation, &primary("subnet-ipv4-cidr-block"))
@@ -98,11 +100,15 @@ impl Imds {
     pub(crate) async fn seen_enis(&self) -> Result<Vec<SeenEni>, CloudError> {
         let operation = Operation::SeenEnis;
         let listing = self.text(operation, &format!("{MACS}/")).await?;
-        let macs: Vec<Mac> = parse_lines(operation, MACS, &listing)?;
+        let macs: BTreeSet<Mac> = parse_lines(operation, MACS, &listing)?;
         let mut enis = Vec::with_capacity(macs.len());
-        for mac in macs {
-            enis.extend(self.seen_eni(operation, mac).await?);
+        for mac in &macs {
+            if let Some(eni) = self.seen_eni(operation, *mac).await? {
+                enis.push(eni);
+            }
         }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|mac, _| macs.contains(mac));
         Ok(enis)
     }
 
@@ -111,41 +117,83 @@ impl Imds {
         operation: Operation,
         mac: Mac,
     ) -> Result<Option<SeenEni>, CloudError> {
-        let path = |key: &str| format!("{MACS}/{mac}/{key}");
-        let id = self.get(operation, &path("interface-id")).await?;
-        let addresses: Vec<Ipv4Addr> = self.maybe_many(operation, &path("local-ipv4s")).await?;
-        // Without an address of its own it is none of ours (EFA-only), or is going.
-        let (Some(id), Some(primary_address)) = (id, addresses.first().copied()) else {
+        let Some(fixed) = self.fixed(operation, mac).await? else {
             return Ok(None);
         };
-        let prefixes: Vec<_> = self.maybe_many(operation, &path("ipv4-prefix")).await?;
-        let ipv6_addresses: Vec<_> = self.maybe_many(operation, &path("ipv6s")).await?;
-        let ipv6_prefixes: Vec<_> = self.maybe_many(operation, &path("ipv6-prefix")).await?;
-        let card: Vec<u16> = self.maybe_many(operation, &path("network-card")).await?;
+        let key = |key: &str| format!("{MACS}/{mac}/{key}");
+        let addresses: Vec<Ipv4Addr> = self.list(operation, &key("local-ipv4s")).await?;
+        let device_index = self.first(operation, &key("device-number")).await?;
+        // Its own address is the first; without one it is going away.
+        let (Some(primary_address), Some(device_index)) = (addresses.first(), device_index) else {
+            return Ok(None);
+        };
         Ok(Some(SeenEni {
-            id: EniId::new(id.trim()),
-            mac,
-            device_index: self.one(operation, &path("device-number")).await?,
-            // Instances with one card do not name it.
-            card: card.first().copied().unwrap_or(0),
-            subnet_id: SubnetId::new(self.text(operation, &path("subnet-id")).await?),
-            subnet: self.one(operation, &path("subnet-ipv4-cidr-block")).await?,
-            primary_address,
-            addresses: BTreeSet::from_iter(addresses),
-            prefixes: BTreeSet::from_iter(prefixes),
-            ipv6_addresses: BTreeSet::from_iter(ipv6_addresses),
-            ipv6_prefixes: BTreeSet::from_iter(ipv6_prefixes),
+            primary_address: *primary_address,
+            device_index,
+            addresses: addresses.into_iter().collect(),
+            prefixes: self.list(operation, &key("ipv4-prefix")).await?,
+            ipv6_addresses: self.list(operation, &key("ipv6s")).await?,
+            ipv6_prefixes: self.list(operation, &key("ipv6-prefix")).await?,
+            ..fixed
         }))
     }
 
-    /// One value a line at a path that may not be there.
-    async fn maybe_many<T: FromStr>(
+    /// What does not change while an interface is attached: read once. `None`: it has gone.
+    async fn fixed(&self, operation: Operation, mac: Mac) -> Result<Option<SeenEni>, CloudError> {
+        let known = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get(&mac).cloned()
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let key = |key: &str| format!("{MACS}/{mac}/{key}");
+        let id: Option<String> = self.first(operation, &key("interface-id")).await?;
+        let subnet_id: Option<String> = self.first(operation, &key("subnet-id")).await?;
+        let subnet = self
+            .first(operation, &key("subnet-ipv4-cidr-block"))
+            .await?;
+        // Instances with one card do not have the key.
+        let card = self.first(operation, &key("network-card")).await?;
+        let (Some(id), Some(subnet_id), Some(subnet)) = (id, subnet_id, subnet) else {
+            return Ok(None);
+        };
+        let fixed = SeenEni {
+            id: EniId::new(id),
+            mac,
+            device_index: 0,
+            card: card.unwrap_or(0),
+            subnet_id: SubnetId::new(subnet_id),
+            subnet,
+            primary_address: Ipv4Addr::UNSPECIFIED,
+            addresses: BTreeSet::new(),
+            prefixes: BTreeSet::new(),
+            ipv6_addresses: BTreeSet::new(),
+            ipv6_prefixes: BTreeSet::new(),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(mac, fixed.clone());
+        Ok(Some(fixed))
+    }
+
+    /// The values at a path, one a line; none where there is no such path.
+    async fn list<T: FromStr, L: FromIterator<T>>(
         &self,
         operation: Operation,
         path: &str,
-    ) -> Result<Vec<T>, CloudError> {
+    ) -> Result<L, CloudError> {
         let text = self.get(operation, path).await?.unwrap_or_default();
         parse_lines(operation, path, &text)
+    }
+
+    /// The first value at a path, if there is one.
+    async fn first<T: FromStr>(
+        &self,
+        operation: Operation,
+        path: &str,
+    ) -> Result<Option<T>, CloudError> {
+        let list: Vec<T> = self.list(operation, path).await?;
+        Ok(list.into_iter().next())
     }
 
     /// The text at a path, `None` if there is none (404).
@@ -189,6 +237,7 @@ impl Imds {
             .map_err(|_| CloudError::unknown(operation, format!("{path}: {}", unreadable(&text))))
     }
 
+    /// At least one value, one a line.
     async fn many<T: FromStr>(
         &self,
         operation: Operation,
@@ -203,11 +252,11 @@ const ROOT: &str = "/latest/meta-data";
 const MACS: &str = "network/interfaces/macs";
 
 /// One value a line; a listing of folders ends each with a slash.
-fn parse_lines<T: FromStr>(
+fn parse_lines<T: FromStr, L: FromIterator<T>>(
     operation: Operation,
     path: &str,
     text: &str,
-) -> Result<Vec<T>, CloudError> {
+) -> Result<L, CloudError> {
     text.lines()
         .map(|line| line.trim().trim_end_matches('/'))
         .filter(|line| !line.is_empty())
@@ -238,7 +287,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(macs.len(), 2);
-        let error = parse_lines::<Mac>(Operation::SeenEnis, MACS, "<html>").unwrap_err();
+        let error = parse_lines::<Mac, Vec<Mac>>(Operation::SeenEnis, MACS, "<html>").unwrap_err();
         assert!(
             error.may_have_happened(),
             "metadata that lies is asked again"

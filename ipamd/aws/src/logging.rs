@@ -1,10 +1,17 @@
-//! Log lines on standard output, at AWS's level names.
+//! Log lines, at AWS's level names.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::Context;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+mod file;
+
+use file::LogFile;
 
 /// How to log.
 #[derive(Debug, Clone, Args)]
@@ -17,6 +24,14 @@ pub(crate) struct LogArgs {
         global = true
     )]
     log_level: Level,
+    /// Where to: stdout, stderr or a file, which is renamed at 100 MB (five old ones are kept)
+    #[arg(
+        long,
+        env = "AWS_VPC_K8S_CNI_LOG_FILE",
+        default_value = "stdout",
+        global = true
+    )]
+    log_file: Target,
     /// One JSON object a line, or text for people.
     #[arg(long, env = "LOG_FORMAT", default_value = "text", global = true)]
     log_format: Format,
@@ -57,6 +72,27 @@ impl FromStr for Level {
     }
 }
 
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Stdout,
+    Stderr,
+    File(PathBuf),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "" | "stdout" => Ok(Target::Stdout),
+            "stderr" => Ok(Target::Stderr),
+            path if path.starts_with('/') => Ok(Target::File(PathBuf::from(path))),
+            _ => Err("want stdout, stderr or an absolute path (not set: stdout)".to_owned()),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Json,
@@ -78,13 +114,22 @@ impl FromStr for Format {
 /// Starts logging. The libraries below us are heard from `warn` on.
 ///
 /// # Errors
-/// When RUST_LOG cannot be understood.
+/// When RUST_LOG cannot be understood, or the file cannot be opened.
 pub(crate) fn start(args: &LogArgs) -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(text)?,
         Ok(_) | Err(_) => EnvFilter::try_new(format!("warn,selvage={}", args.log_level))?,
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter);
+    let writer = match &args.log_file {
+        Target::Stdout => BoxMakeWriter::new(std::io::stdout),
+        Target::Stderr => BoxMakeWriter::new(std::io::stderr),
+        Target::File(path) => BoxMakeWriter::new(
+            LogFile::open(path).with_context(|| format!("AWS_VPC_K8S_CNI_LOG_FILE={path:?}"))?,
+        ),
+    };
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer);
     match args.log_format {
         Format::Json => lines.json().flatten_event(true).init(),
         Format::Text => lines.with_ansi(false).init(),
@@ -108,5 +153,18 @@ mod tests {
             assert_eq!(text.parse(), Ok(level), "{text}");
         }
         assert!("loud".parse::<Level>().is_err());
+    }
+
+    #[test]
+    fn lines_go_where_they_are_told_to() {
+        for (text, target) in [
+            ("", Target::Stdout),
+            ("stdout", Target::Stdout),
+            ("stderr", Target::Stderr),
+            ("/host/x.log", Target::File("/host/x.log".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(target), "{text}");
+        }
+        assert!("x.log".parse::<Target>().unwrap_err().contains("absolute"));
     }
 }

@@ -5,32 +5,37 @@
 //! | `selvage-ipamd` | runs until SIGTERM or SIGINT |
 //! | `selvage-ipamd init` | sets the sysctls that the daemon may not set, and ends |
 //! | `selvage-ipamd health [--live]` | asks the daemon on its socket; the exit status is the answer |
+//! | `selvage-ipamd status [-o json]` | prints the running daemon's pool, what it does next and why |
+//! | `selvage-ipamd support [FILE]` | writes a bundle for a bug report |
+//! | `selvage-ipamd max-pods [TYPE]` | prints what the kubelet of an instance type should be given, by the settings |
 
-mod chain;
 mod cloud;
+mod commands;
 mod ec2;
-mod events;
+mod http;
 mod imds;
 mod logging;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
-use selvage_ipamd::config::{Args, Config};
-use selvage_ipamd::hostnet::{Family, Kernel, Prepare};
+use clap::{Parser, Subcommand, ValueEnum};
+use selvage_ipamd::config::{self, Args, Config};
+use selvage_ipamd::hostnet::Kernel;
 use selvage_ipamd_core::cloud::{Cloud, InstanceFacts};
+use selvage_ipamd_kube::Kubernetes;
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::chain::chain;
 use crate::cloud::Aws;
-use crate::events::Events;
+use crate::http::HttpSettings;
 use crate::logging::LogArgs;
+use selvage_ipamd::chain::chain;
 
 /// musl's own takes a lock and a walk for each piece.
 #[global_allocator]
@@ -69,7 +74,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Command {
     /// Run the daemon (what is done without a command)
     Run,
@@ -81,6 +86,35 @@ enum Command {
         #[arg(long)]
         live: bool,
     },
+    /// Print how many pods the kubelet of a node should be given, by the settings (prefixes, custom networking, MAX_ENI)
+    MaxPods {
+        /// An instance type [default: this instance's]
+        instance_type: Option<String>,
+        /// A number, or an object with what it follows from
+        #[arg(short, long, default_value = "text")]
+        output: Output,
+    },
+    /// Print the running daemon's pool, what it does next and why
+    Status {
+        /// A table, or everything
+        #[arg(short, long, default_value = "text")]
+        output: Output,
+    },
+    /// Write a bundle for a bug report: what the daemon says and has written, what the kernel holds, what the node is
+    Support {
+        /// A file, or - for standard output
+        #[arg(default_value = "selvage-ipamd-support.tar.gz")]
+        to: PathBuf,
+    },
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 fn main() -> ExitCode {
@@ -93,10 +127,16 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let cli = Cli::parse();
-    let done = match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run(&cli),
-        Command::Init => init(&cli),
-        Command::Health { live } => probe(&cli, live),
+    let done = match &cli.command {
+        None | Some(Command::Run) => run(&cli),
+        Some(Command::Init) => init(&cli),
+        Some(Command::Health { live }) => probe(&cli, *live),
+        Some(Command::MaxPods {
+            instance_type,
+            output,
+        }) => commands::max_pods(&cli, instance_type.as_deref(), *output),
+        Some(Command::Status { output }) => commands::status(&cli, *output),
+        Some(Command::Support { to }) => commands::support(&cli, to),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,9 +164,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(shutdown.clone())?);
-        let (events, writer) = Events::start(config.node_name.clone());
-        let aws = Aws::new(cli.http_timeout);
-        let ended = selvage_ipamd::run(config, aws, Kernel::new(), events, shutdown).await;
+        let (cluster, writer) = Kubernetes::start(&config).await;
+        let aws = aws(cli)?;
+        let ended = selvage_ipamd::run(config, aws, Kernel::new(), cluster, shutdown).await;
         signals.abort();
         if timeout(LAST_EVENTS, writer).await.is_err() {
             warn!(after = ?LAST_EVENTS, "events not written");
@@ -135,6 +175,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         info!("ended");
         Ok(())
     })
+}
+
+/// AWS by settings and environment. Sends nothing yet.
+fn aws(cli: &Cli) -> anyhow::Result<Aws> {
+    let settings = HttpSettings::read(|name| std::env::var(name).ok());
+    Ok(Aws::new(http::client(&settings)?, cli.http_timeout))
 }
 
 /// What SIGTERM and SIGINT do: the first one asks the daemon to end.
@@ -159,17 +205,14 @@ fn init(cli: &Cli) -> anyhow::Result<()> {
     single_threaded()?.block_on(async {
         let shutdown = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signal(shutdown.clone())?);
-        let aws = Aws::new(cli.http_timeout);
+        let aws = aws(cli)?;
         let facts = shutdown
             .run_until_cancelled(insist_on_facts(&aws))
             .await
             .context("ended before instance metadata answered")?;
         signals.abort();
         // Blocks, as nothing else is to be done.
-        let prepare = Prepare {
-            family: Family::V4,
-            tcp_early_demux: true,
-        };
+        let prepare = config::prepare(&cli.daemon)?;
         let changed = selvage_ipamd::prepare_node(facts.primary_mac, prepare)?;
         info!(?changed, "node prepared");
         Ok(())

@@ -328,6 +328,12 @@ fn nowhere(view: &View<'_>) -> Option<Cause> {
         Err(NoSite::Excluded) => return Some(Cause::SubnetsExcluded),
         Err(NoSite::Unknown) | Ok(_) => {}
     }
+    if let Some((words, until)) = pool.wrong_subnet(view.kind(), now) {
+        return Some(Cause::Failing {
+            words: words.to_owned(),
+            retry_in: until.since(now),
+        });
+    }
     let resting = |kind: Kind| {
         let found = pool
             .resting_subnets(now)

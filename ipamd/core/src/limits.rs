@@ -80,6 +80,16 @@ impl Limits {
         }
     }
 
+    /// The same with at most `enis` interfaces (MAX_ENI), one at least.
+    #[must_use]
+    pub fn with_enis(self, enis: u32) -> Self {
+        let enis = u16::try_from(enis).unwrap_or(u16::MAX);
+        Self {
+            enis: enis.clamp(1, self.enis),
+            ..self
+        }
+    }
+
     /// Interfaces, the primary one included.
     pub fn enis(&self) -> u32 {
         u32::from(self.enis)

@@ -233,6 +233,11 @@ impl Pool {
         &mut self.bucket
     }
 
+    /// What the last failure was, in the cloud's words; nothing since something went well.
+    pub fn last_failure(&self) -> Option<&str> {
+        self.last_failure.as_deref()
+    }
+
     /// Whether the node takes new pods. While it does not, interfaces neither come nor go, unless the settings say so.
     pub fn set_unschedulable(&mut self, unschedulable: bool) {
         self.unschedulable = unschedulable;

@@ -4,3 +4,5 @@
 pub mod health;
 /// Messages of ipamd, and its clients and servers.
 pub mod ipam;
+/// Messages for those who look at a running ipamd, and its client and server.
+pub mod inspection;

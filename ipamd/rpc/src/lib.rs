@@ -1,12 +1,13 @@
 //! The gRPC contract between the CNI plugin and ipamd: AWS's messages, with AWS's numbers, on a unix socket.
 //!
-//! The messages are in `proto/ipam.proto`, the health protocol in `proto/health.proto`. The Rust code made
+//! The messages are in `proto/ipam.proto`, the health protocol in `proto/health.proto`; `proto/inspection.proto` is our
+//! own, for people who look at the daemon. The Rust code made
 //! from them is checked in, so that building needs no `protoc`; a test makes it again and compares.
 //!
 //! | feature | gives | for |
 //! |---|---|---|
-//! | `client` | [`client`], `cni_backend_client`, `health_client` | the plugin, probes |
-//! | `server` | `cni_backend_server`, `config_server_backend_server`, `health_server` | the daemon |
+//! | `client` | [`client`], `cni_backend_client`, `health_client`, `inspection_client` | the plugin, probes, `status` |
+//! | `server` | `cni_backend_server`, `config_server_backend_server`, `health_server`, `inspection_server` | the daemon |
 //!
 //! ```
 //! use selvage_ipamd_rpc::{CLIENT_VERSION, ipam::AddNetworkRequest};
@@ -25,7 +26,7 @@ pub mod client;
 #[rustfmt::skip]
 mod generated;
 
-pub use generated::{health, ipam};
+pub use generated::{health, inspection, ipam};
 
 /// Where ipamd listens: the same path on the host and in its container.
 pub const SOCKET_PATH: &str = "/var/run/aws-node/ipamd.sock";

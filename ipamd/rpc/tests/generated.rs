@@ -4,9 +4,10 @@ use std::path::Path;
 use std::{env, fs};
 
 /// (proto file, file that the generator names after the package, file that is checked in)
-const FILES: [(&str, &str, &str); 2] = [
+const FILES: [(&str, &str, &str); 3] = [
     ("ipam.proto", "rpc.rs", "ipam.rs"),
     ("health.proto", "grpc.health.v1.rs", "health.rs"),
+    ("inspection.proto", "selvage.ipamd.v1.rs", "inspection.rs"),
 ];
 
 #[test]

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_ipamd_core::action::{Action, Outcome};
-use selvage_ipamd_core::cloud::{Cloud, CloudError, Operation};
+use selvage_ipamd_core::cloud::{Cloud, CloudError, EniFacts, Operation, SeenEni};
+use selvage_ipamd_core::pool::Provisioning;
 use tokio::time::Instant;
 
 use super::{Shared, words};
-use crate::events::EventSink;
+use crate::cluster::Cluster;
 use crate::hostnet::{EniNet, Host, HostError};
 
 /// A call that takes longer has lost its reply. EC2 answers within seconds, its slowest calls within ten.
@@ -22,8 +23,8 @@ const LINK_WAIT: Duration = Duration::from_secs(15);
 const LINK_LOOK: Duration = Duration::from_millis(250);
 
 /// One call with its deadline, counted.
-pub(crate) async fn call<T, C: Cloud, H: Host, E: EventSink>(
-    shared: &Shared<C, H, E>,
+pub(crate) async fn call<T, C: Cloud, H: Host, K: Cluster>(
+    shared: &Shared<C, H, K>,
     operation: Operation,
     reply: impl Future<Output = Result<T, CloudError>>,
 ) -> Result<T, CloudError> {
@@ -47,9 +48,25 @@ pub(crate) async fn call<T, C: Cloud, H: Host, E: EventSink>(
     result
 }
 
+/// The interfaces by EC2; where EC2 must not be called, as far as metadata knows them.
+pub(crate) async fn interfaces<C: Cloud, H: Host, K: Cluster>(
+    shared: &Shared<C, H, K>,
+) -> Result<Vec<EniFacts>, CloudError> {
+    let cloud = &shared.cloud;
+    match shared.config.provisioning {
+        Provisioning::Full | Provisioning::AttachedOnly => {
+            call(shared, Operation::DescribeEnis, cloud.describe_enis()).await
+        }
+        Provisioning::MetadataOnly => {
+            let seen = call(shared, Operation::SeenEnis, cloud.seen_enis()).await?;
+            Ok(seen.iter().map(SeenEni::facts).collect())
+        }
+    }
+}
+
 /// Carries out an action. `net` is what the host needs of the action's interface, for the two steps on the host.
-pub(crate) async fn carry_out<C: Cloud, H: Host, E: EventSink>(
-    shared: Arc<Shared<C, H, E>>,
+pub(crate) async fn carry_out<C: Cloud, H: Host, K: Cluster>(
+    shared: Arc<Shared<C, H, K>>,
     action: Action,
     net: Option<EniNet>,
 ) -> Outcome {

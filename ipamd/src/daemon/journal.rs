@@ -127,6 +127,19 @@ impl Journal {
         due
     }
 
+    /// A sandbox is deleted while answers to its ADD wait: they are told, since what they were given is not theirs
+    /// any more.
+    pub(super) fn withdraw(&mut self, key: &PodKey) {
+        for pending in std::mem::take(&mut self.pending) {
+            if pending.needs_disk && pending.grant.lease.key == *key {
+                // Whoever asked may have gone.
+                let _ = pending.reply.send(Err(Refusal::Withdrawn));
+            } else {
+                self.pending.push_back(pending);
+            }
+        }
+    }
+
     /// Answers that need no write: what they need is on disk.
     pub(super) fn due(&mut self) -> Vec<Pending> {
         let mut due = Vec::new();
@@ -152,14 +165,18 @@ impl Journal {
 }
 
 impl Pending {
-    /// Tells the outcome of the write.
-    pub(super) fn answer(self, written: Result<(), String>) {
+    /// The outcome of the write, and whom to tell.
+    pub(super) fn outcome(self, written: Result<(), String>) -> (Reply, Result<Grant, Refusal>) {
         let answer = match written {
             Err(words) if self.needs_disk => Err(Refusal::Checkpoint(words)),
             Ok(()) | Err(_) => Ok(self.grant),
         };
-        // Whoever asked may have gone; a lease of theirs is found by their DEL.
-        let _ = self.reply.send(answer);
+        (self.reply, answer)
+    }
+
+    /// Whether it answers an ADD.
+    pub(super) fn is_add(&self) -> bool {
+        self.needs_disk
     }
 }
 

@@ -1,6 +1,6 @@
 //! The keeper: owns the pool, and is the only one that changes it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use selvage_ipamd_core::action::{Action, Outcome};
 use selvage_ipamd_core::cause::why_empty;
 use selvage_ipamd_core::cloud::{
-    Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, SeenEni,
+    Budget, Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, SeenEni,
 };
 use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
 use selvage_ipamd_core::limits::Limits;
@@ -21,17 +21,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::journal::Journal;
+use super::journal::{Journal, Pending};
 use super::request::{NodeFacts, Refusal, Reply, Request, Status};
 use super::{DRAIN, Ready, RunError, Shared, act};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Store};
+use crate::cluster::{Cluster, NodeView};
 use crate::conflist::{self, InstallError, Installed, Missing};
-use crate::events::EventSink;
 use crate::hostnet::{Host, HostError, Obstacle};
-use crate::metrics::Snapshot;
 
 mod host;
 mod leases;
+mod look;
+mod node;
 mod survey;
 
 /// How often pauses are looked at that no message ends.
@@ -47,10 +48,12 @@ enum Done {
     Seen(Result<Vec<SeenEni>, CloudError>),
     Described(Result<Vec<EniFacts>, CloudError>),
     Blocks(Result<Vec<Ipv4Net>, CloudError>),
+    Facts(Result<InstanceFacts, CloudError>),
     Host(host::Look),
     Forgot(Result<(), HostError>),
     Written(u64, Result<(), CheckpointError>),
     Installed(Result<Installed, InstallError>),
+    Answered,
 }
 
 /// An ADD that waits for an address.
@@ -74,8 +77,8 @@ struct Timers {
     installing: bool,
 }
 
-pub(super) struct Keeper<C, H, E> {
-    shared: Arc<Shared<C, H, E>>,
+pub(super) struct Keeper<C, H, K> {
+    shared: Arc<Shared<C, H, K>>,
     instance: InstanceFacts,
     limits: Limits,
     targets: Targets,
@@ -83,6 +86,8 @@ pub(super) struct Keeper<C, H, E> {
     pool: Pool,
     status: watch::Sender<Status>,
     facts: watch::Sender<Option<NodeFacts>>,
+    /// What the API server says of this node.
+    node: watch::Receiver<NodeView>,
     work: JoinSet<Done>,
     waiting: VecDeque<Waiter>,
     journal: Journal,
@@ -96,18 +101,14 @@ pub(super) struct Keeper<C, H, E> {
     obstacles: Vec<Obstacle>,
 }
 
-impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
     pub(super) fn new(
-        shared: Arc<Shared<C, H, E>>,
+        shared: Arc<Shared<C, H, K>>,
         ready: Ready,
         status: watch::Sender<Status>,
         facts: watch::Sender<Option<NodeFacts>>,
     ) -> Self {
-        let mut targets = shared.config.targets.clone();
-        let mode = ready.pool.settings().mode;
-        targets
-            .max_pods
-            .get_or_insert(ready.limits.max_pods(mode, false));
+        let targets = shared.config.targets.clone();
         let now = Instant::now();
         // What was restored may differ from what is on disk.
         let mut journal = Journal::default();
@@ -115,6 +116,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         let reconcile = shared.config.reconcile;
         let in_memory = checkpoint::is_in_memory(&shared.config.checkpoint);
         let store = Arc::new(Store::new(shared.config.checkpoint.clone()));
+        let node = shared.cluster.node();
         Self {
             shared,
             instance: ready.instance,
@@ -124,6 +126,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             pool: ready.pool,
             status,
             facts,
+            node,
             work: JoinSet::new(),
             waiting: VecDeque::new(),
             journal,
@@ -153,6 +156,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // What a start makes is not repaired: not counted.
         self.look_at_host(host::Scope::All, host::Why::Start);
+        self.take_node();
         let shared = self.shared.clone();
         loop {
             self.advance();
@@ -175,6 +179,8 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                     let done = done.map_err(|e| RunError::Task(e.to_string()))?;
                     self.take_in(done);
                 }
+                // Of a sender that has gone, what it last said holds.
+                Ok(()) = self.node.changed() => self.take_node(),
                 _ = tick.tick() => {
                     self.journal.unstick();
                     self.look_around();
@@ -243,11 +249,35 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 valid,
                 reply,
             } => self.collect(&network, &valid, reply, now),
-            Request::Snapshot { reply } => {
-                // A scraper that has gone does not matter.
-                let _ = reply.send(self.snapshot(now));
+            Request::Permit { budget, reply } => {
+                let pause = self.permit(budget, now);
+                // Who asked has gone, and makes no call.
+                if reply.send(pause).is_ok() && pause.is_zero() {
+                    self.pool.bucket_mut().take(budget, now);
+                }
+            }
+            Request::Told {
+                budget,
+                throttled: true,
+            } => self.pool.bucket_mut().throttled(budget, now),
+            Request::Told {
+                budget,
+                throttled: false,
+            } => self.pool.bucket_mut().went_well(budget, now),
+            Request::View { reply } => {
+                // A reader that has gone does not matter.
+                let _ = reply.send(Box::new(self.view(now)));
             }
         }
+    }
+
+    /// How long a call that can wait has to; nothing if it may be made now.
+    fn permit(&self, budget: Budget, now: Timestamp) -> Duration {
+        let bucket = self.pool.bucket();
+        if bucket.is_calm(budget, now) {
+            return Duration::ZERO;
+        }
+        bucket.ready_in(budget, now).max(TICK)
     }
 
     fn take_in(&mut self, done: Done) {
@@ -257,8 +287,9 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             Done::Seen(seen) => self.take_seen(seen, now),
             Done::Described(enis) => self.take_described(enis, now),
             Done::Blocks(blocks) => self.take_blocks(blocks),
+            Done::Facts(facts) => self.take_facts(facts),
             Done::Host(look) => self.take_host(look),
-            Done::Forgot(Ok(())) => {}
+            Done::Forgot(Ok(())) | Done::Answered => {}
             Done::Forgot(Err(error)) => {
                 error!(%error, "rules of a gone pod");
                 self.shared.metrics.count_error("forget_pod");
@@ -295,7 +326,7 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
 
     fn trouble(&self, reason: &'static str, action: String, words: String) {
         self.shared.metrics.count_error(reason);
-        self.shared.events.warn(reason, action, words);
+        self.shared.cluster.warn(reason, action, words);
     }
 
     fn take_written(&mut self, version: u64, result: Result<(), CheckpointError>) {
@@ -308,14 +339,14 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             if let (Some(_), Some(key)) = (&words, pending.cancel.take()) {
                 self.pool.cancel(&key);
             }
-            pending.answer(words.clone().map_or(Ok(()), Err));
+            self.deliver(pending, words.clone().map_or(Ok(()), Err));
         }
     }
 
     /// Writes what is not on disk; answers what is.
     fn write(&mut self) {
         for pending in self.journal.due() {
-            pending.answer(Ok(()));
+            self.deliver(pending, Ok(()));
         }
         let Some(version) = self.journal.start(Instant::now()) else {
             return;
@@ -336,6 +367,26 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 shared.metrics.count_checkpoint(start.elapsed());
                 Done::Written(version, result)
             });
+        }
+    }
+
+    /// Answers, once what was written is written; an ADD whose pod is to be annotated, a moment later.
+    fn deliver(&mut self, pending: Pending, written: Result<(), String>) {
+        let annotate = self.shared.config.annotate_pod_ip && pending.is_add();
+        let (reply, answer) = pending.outcome(written);
+        match answer {
+            Ok(grant) if annotate => {
+                let shared = self.shared.clone();
+                self.work.spawn(async move {
+                    let lease = &grant.lease;
+                    shared.cluster.annotate(&lease.pod, lease.address).await;
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Ok(grant));
+                    Done::Answered
+                });
+            }
+            // Whoever asked may have gone; a lease of theirs is found by their DEL.
+            answer => drop(reply.send(answer)),
         }
     }
 
@@ -387,21 +438,6 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         }
     }
 
-    fn snapshot(&self, now: Timestamp) -> Snapshot {
-        let enis = self.targets.enis(&self.limits);
-        Snapshot {
-            stats: Some(self.pool.stats(now)),
-            eni_max: enis,
-            ip_max: enis
-                .saturating_mul(self.limits.pod_addresses_per_eni(self.pool.settings().mode)),
-            assigned_per_eni: self
-                .pool
-                .enis()
-                .map(|eni| (eni.id().to_string(), eni.assigned()))
-                .collect::<BTreeMap<_, _>>(),
-        }
-    }
-
     /// Tells who waits that it ends, writes what is not on disk, and lets what is under way come to its end.
     async fn end(mut self, mut inbox: mpsc::Receiver<Request>) -> Result<(), RunError> {
         while let Ok(request) = inbox.try_recv() {
@@ -409,7 +445,10 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
                 Request::Add { reply, .. } | Request::Del { reply, .. } => {
                     let _ = reply.send(Err(Refusal::Stopping));
                 }
-                Request::Collect { .. } | Request::Snapshot { .. } => {}
+                Request::Collect { .. }
+                | Request::View { .. }
+                | Request::Permit { .. }
+                | Request::Told { .. } => {}
             }
         }
         for waiter in self.waiting.drain(..) {

@@ -1,22 +1,27 @@
 //! What the keeper can be asked, and by whom.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use selvage_ipamd_core::cloud::InstanceFacts;
+use selvage_ipamd_core::cloud::{Budget, CloudError, CloudErrorKind, InstanceFacts};
 use selvage_ipamd_core::ids::{PodKey, PodName};
 use selvage_ipamd_core::pool::Lease;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
-use crate::metrics::{Metrics, Snapshot};
+use crate::metrics::Metrics;
+use crate::view::View;
 
 /// Beyond the wait for an address: for the checkpoint's write, and for the queue.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Between two questions whether a call may be made.
+const PERMIT: Duration = Duration::from_millis(500);
+/// The same, while the keeper does not answer.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// Whether addresses can be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub enum Status {
 pub struct NodeFacts {
     /// The node's address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if its subnet has IPv6.
+    pub ipv6: Option<Ipv6Addr>,
     /// The instance.
     pub instance_id: String,
     /// Its region.
@@ -52,6 +59,7 @@ impl NodeFacts {
     pub(crate) fn new(instance: &InstanceFacts, vpc: &[Ipv4Net]) -> Self {
         Self {
             address: instance.primary_address,
+            ipv6: instance.primary_ipv6,
             instance_id: instance.instance_id.to_string(),
             region: instance.region.clone(),
             vpc: vpc.to_vec(),
@@ -84,6 +92,9 @@ pub enum Refusal {
     /// Nobody of that name has one.
     #[error("{}", selvage_ipamd_rpc::UNKNOWN_POD)]
     UnknownPod,
+    /// Its DEL came before the ADD was answered.
+    #[error("the sandbox was deleted while it was being added")]
+    Withdrawn,
     /// The daemon is ending.
     #[error("ipamd is stopping")]
     Stopping,
@@ -112,8 +123,18 @@ pub(crate) enum Request {
         valid: BTreeSet<(String, String)>,
         reply: oneshot::Sender<Vec<Lease>>,
     },
-    Snapshot {
-        reply: oneshot::Sender<Snapshot>,
+    View {
+        reply: oneshot::Sender<Box<View>>,
+    },
+    /// A call to EC2 that is none of the pool's and can wait: nothing, when it may be made, else how long to wait.
+    Permit {
+        budget: Budget,
+        reply: oneshot::Sender<Duration>,
+    },
+    /// How such a call ended.
+    Told {
+        budget: Budget,
+        throttled: bool,
     },
 }
 
@@ -174,13 +195,53 @@ impl Handle {
         self.ask(request, answer).await
     }
 
-    /// What the pool holds; `None` while the daemon starts or ends.
-    pub async fn snapshot(&self) -> Option<Snapshot> {
-        if self.starting().is_some() {
-            return None;
+    /// Everything that is to be seen. Of a daemon that starts or ends: what it waits for, and an empty pool.
+    pub async fn view(&self) -> View {
+        let status = match self.status() {
+            Status::Ready => "ready".to_owned(),
+            Status::Starting { doing } => format!("starting: {doing}"),
+            Status::NotReady { why } => format!("not ready: {why}"),
+        };
+        let pool = match self.starting() {
+            Some(_) => None,
+            None => {
+                let (reply, answer) = oneshot::channel();
+                self.ask(Request::View { reply }, answer).await.ok()
+            }
+        };
+        View {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.config.node_name.clone(),
+            status,
+            ..pool.map(|pool| *pool).unwrap_or_default()
         }
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::Snapshot { reply }, answer).await.ok()
+    }
+
+    /// Waits until a call to EC2 that can wait may be made, and notes it.
+    pub(crate) async fn permit(&self, budget: Budget) {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let asked = self.ask(Request::Permit { budget, reply }, answer).await;
+            match asked {
+                Ok(Duration::ZERO) => return,
+                Ok(pause) => tokio::time::sleep(pause.max(PERMIT)).await,
+                // Starting, busy or ending: pods come first.
+                Err(_) => tokio::time::sleep(BUSY).await,
+            }
+        }
+    }
+
+    /// Notes how a call ended that [`Handle::permit`] allowed.
+    pub(crate) async fn told<T>(&self, budget: Budget, answer: &Result<T, CloudError>) {
+        let throttled = match answer {
+            Ok(_) => false,
+            Err(error) => error.kind == CloudErrorKind::Throttled,
+        };
+        // A keeper that has gone needs no numbers.
+        let _ = self
+            .requests
+            .send(Request::Told { budget, throttled })
+            .await;
     }
 
     /// Whether addresses can be given.

@@ -205,6 +205,29 @@ async fn nft(arguments: &[&str], input: Option<&str>) -> Result<String, HostErro
     }
 }
 
+/// What the tools of every backend show, by the command that shows it, for a bug report.
+pub(crate) async fn dump() -> Vec<(String, Result<String, HostError>)> {
+    let commands: [(&str, &[&str]); 7] = [
+        ("iptables-nft-save", &["-c"]),
+        ("iptables-legacy-save", &["-c"]),
+        ("ip6tables-nft-save", &["-c"]),
+        ("ip6tables-legacy-save", &["-c"]),
+        ("iptables", &["--version"]),
+        ("nft", &["list", "table", "ip", "aws-cni"]),
+        ("nft", &["list", "tables"]),
+    ];
+    let mut shown = Vec::new();
+    for (tool, arguments) in commands {
+        let answer = run(tool, arguments, None).await;
+        let answer = answer.and_then(|done| match done.status {
+            0 => Ok(done.out),
+            _ => Err(done.error(tool, arguments)),
+        });
+        shown.push((format!("{tool} {}", arguments.join(" ")), answer));
+    }
+    shown
+}
+
 fn in_path(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

@@ -49,7 +49,7 @@ async fn what_ec2_says_is_the_cause_also_in_words_that_nobody_knows() {
         words.contains("CreateNetworkInterface: SomethingOfNextYear"),
         "{words}"
     );
-    let told = node.told.0.lock().unwrap();
+    let told = node.told.events.lock().unwrap();
     assert!(
         told.iter()
             .any(|(_, note)| note.contains("SomethingOfNextYear"))
@@ -62,7 +62,7 @@ async fn a_missing_permission_becomes_an_event_of_awss_name() {
     let refuse = Fault::Refuse("UnauthorizedOperation");
     node.ec2.fail_always(Operation::CreateEni, refuse);
     refusal(&node, 3).await;
-    let told = node.told.0.lock().unwrap();
+    let told = node.told.events.lock().unwrap();
     assert!(
         told.iter()
             .any(|(reason, _)| *reason == "MissingIAMPermissions")
@@ -134,7 +134,7 @@ async fn a_pod_whose_address_was_taken_away_is_told_of_and_can_still_be_deleted(
     let primary = node.ec2.instance().primary_eni;
     node.ec2.take_address(&primary, address);
     until("the loss is told", || {
-        let told = node.told.0.lock().unwrap();
+        let told = node.told.events.lock().unwrap();
         told.iter()
             .any(|(reason, note)| *reason == "AddressesLost" && note.contains("default/web"))
     })

@@ -80,7 +80,7 @@ async fn what_keeps_pods_traffic_from_passing_is_told_when_it_comes_and_not_at_e
     };
     node.book.0.lock().unwrap().obstacles = vec![obstacle];
     let told = || {
-        let told = node.told.0.lock().unwrap();
+        let told = node.told.events.lock().unwrap();
         let blocked = told
             .iter()
             .filter(|(reason, _)| *reason == "PodTrafficBlocked");

@@ -2,8 +2,11 @@
 //!
 //! The clock is tokio's paused one: waiting costs nothing, and what takes two minutes on a node takes none here.
 
+mod cluster;
 mod failures;
 mod host;
+mod hostile;
 mod leases;
+mod modes;
 mod node;
 mod start;

@@ -1,21 +1,22 @@
 //! A node to test with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use selvage_ipamd::checkpoint::is_in_memory;
+use selvage_ipamd::cluster::{Cluster, NodeView};
 use selvage_ipamd::config::{Args, Config};
-use selvage_ipamd::events::EventSink;
 use selvage_ipamd::hostnet::{
     Change, EniNet, Host, HostError, Looked, NodeNet, Obstacle, PodNet, veth_suffix,
 };
 use selvage_ipamd::{RunError, run};
 use selvage_ipamd_core::fake::Ec2;
-use selvage_ipamd_core::ids::PodName;
+use selvage_ipamd_core::ids::{InstanceId, PodName};
 use selvage_ipamd_rpc::client::{CallError, Deadlines, call, request};
 use selvage_ipamd_rpc::ipam::cni_backend_client::CniBackendClient;
 use selvage_ipamd_rpc::ipam::selvage_backend_client::SelvageBackendClient;
@@ -24,7 +25,7 @@ use selvage_ipamd_rpc::ipam::{
     DelNetworkReply, DelNetworkRequest,
 };
 use tempfile::TempDir;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -100,13 +101,57 @@ impl Host for Book {
     }
 }
 
-/// Events as they were given.
+/// An API server: Events as they were given, annotations as they are, and what it says of the node.
 #[derive(Debug, Clone, Default)]
-pub struct Told(pub Arc<Mutex<Vec<(&'static str, String)>>>);
+pub struct Told {
+    pub events: Arc<Mutex<Vec<(&'static str, String)>>>,
+    pub annotations: Arc<Mutex<BTreeMap<String, String>>>,
+    pub node: watch::Sender<NodeView>,
+    pub alive: Arc<Mutex<BTreeSet<InstanceId>>>,
+    pub leads: Arc<AtomicBool>,
+    pub silent: Arc<AtomicBool>,
+}
 
-impl EventSink for Told {
+impl Told {
+    /// Whether an Event was given whose note contains `words`.
+    pub fn has(&self, reason: &str, words: &str) -> bool {
+        let events = self.events.lock().unwrap();
+        events
+            .iter()
+            .any(|(r, w)| *r == reason && w.contains(words))
+    }
+}
+
+impl Cluster for Told {
     fn warn(&self, reason: &'static str, _: String, note: String) {
-        self.0.lock().unwrap().push((reason, note));
+        self.events.lock().unwrap().push((reason, note));
+    }
+
+    fn node(&self) -> watch::Receiver<NodeView> {
+        self.node.subscribe()
+    }
+
+    async fn annotate(&self, pod: &PodName, address: IpAddr) {
+        let mut annotations = self.annotations.lock().unwrap();
+        annotations.insert(pod.name.clone(), address.to_string());
+    }
+
+    fn clear(&self, pod: &PodName, address: IpAddr) {
+        let mut annotations = self.annotations.lock().unwrap();
+        if annotations.get(&pod.name) == Some(&address.to_string()) {
+            annotations.insert(pod.name.clone(), String::new());
+        }
+    }
+
+    async fn instances(&self) -> Result<BTreeSet<InstanceId>, String> {
+        match self.silent.load(Ordering::Relaxed) {
+            true => Err("the API server is away".to_owned()),
+            false => Ok(self.alive.lock().unwrap().clone()),
+        }
+    }
+
+    async fn lead(&self) -> Result<bool, String> {
+        Ok(self.leads.load(Ordering::Relaxed))
     }
 }
 
@@ -199,6 +244,7 @@ impl Node {
             socket: path("run/ipamd.sock"),
             checkpoint: path("run/ipam.json"),
             disable_metrics: Some("true".into()),
+            disable_introspection: Some("true".into()),
             ..Args::default()
         };
         Self {
@@ -300,6 +346,18 @@ impl Daemon {
             if_name: "eth0".into(),
             network_name: "aws-cni".into(),
             container_id: format!("sandbox-{pod}"),
+            reason: "PodDeleted".into(),
+            ..DelNetworkRequest::default()
+        };
+        self.client.del_network(request).await
+    }
+
+    /// A DEL of a sandbox by its own name.
+    pub async fn del_sandbox(&self, container: &str) -> Result<DelNetworkReply, Status> {
+        let request = DelNetworkRequest {
+            if_name: "eth0".into(),
+            network_name: "aws-cni".into(),
+            container_id: container.into(),
             reason: "PodDeleted".into(),
             ..DelNetworkRequest::default()
         };

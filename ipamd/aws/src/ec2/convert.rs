@@ -1,13 +1,16 @@
 //! EC2's interfaces as the core's: nothing is guessed, what is missing is an error that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use aws_sdk_ec2::types::{InstanceTypeHypervisor, InstanceTypeInfo, NetworkInterface, Subnet, Tag};
-use ipnet::{IpNet, Ipv4Net};
+use aws_sdk_ec2::types::{
+    ConnectionTrackingSpecificationRequest, InstanceTypeHypervisor, InstanceTypeInfo,
+    NetworkInterface, Subnet, Tag,
+};
+use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{
-    Attachment, CloudError, EniFacts, EniKind, LooseEni, Operation, SubnetFacts,
+    Attachment, CloudError, EniFacts, EniKind, Operation, SubnetFacts,
 };
 use selvage_ipamd_core::ids::{AttachmentId, EniId, SubnetId};
 use selvage_ipamd_core::limits::Limits;
@@ -48,6 +51,12 @@ pub(super) fn eni_facts(
             secondary_addresses.insert(address);
         }
     }
+    let prefixes = blocks(eni.ipv4_prefixes(), |entry| entry.ipv4_prefix())
+        .ok_or_else(|| without("a prefix"))?;
+    let ipv6_addresses = blocks(eni.ipv6_addresses(), |entry| entry.ipv6_address())
+        .ok_or_else(|| without("an IPv6 address"))?;
+    let ipv6_prefixes = blocks(eni.ipv6_prefixes(), |entry| entry.ipv6_prefix())
+        .ok_or_else(|| without("an IPv6 prefix"))?;
     let attachment = match eni.attachment() {
         None => None,
         Some(found) => Some(Attachment {
@@ -68,20 +77,9 @@ pub(super) fn eni_facts(
         subnet,
         primary_address,
         secondary_addresses,
-        prefixes: all(
-            eni.ipv4_prefixes().iter().map(|found| found.ipv4_prefix()),
-            || without("a prefix"),
-        )?,
-        ipv6_addresses: all(
-            eni.ipv6_addresses()
-                .iter()
-                .map(|found| found.ipv6_address()),
-            || without("an IPv6 address"),
-        )?,
-        ipv6_prefixes: all(
-            eni.ipv6_prefixes().iter().map(|found| found.ipv6_prefix()),
-            || without("an IPv6 prefix"),
-        )?,
+        prefixes,
+        ipv6_addresses,
+        ipv6_prefixes,
         attachment,
         kind: eni_kind(eni),
         description: eni.description().unwrap_or_default().to_owned(),
@@ -89,58 +87,42 @@ pub(super) fn eni_facts(
     })
 }
 
-fn all<'a, T: FromStr + Ord>(
-    texts: impl Iterator<Item = Option<&'a str>>,
-    unreadable: impl Fn() -> CloudError,
-) -> Result<BTreeSet<T>, CloudError> {
-    texts
-        .map(|text| {
-            text.and_then(|text| text.parse().ok())
-                .ok_or_else(&unreadable)
-        })
-        .collect()
+/// What a list holds, `None` if a part of it cannot be read.
+fn blocks<E, T: FromStr + Ord>(
+    entries: &[E],
+    text: impl Fn(&E) -> Option<&str>,
+) -> Option<BTreeSet<T>> {
+    let read = |entry| text(entry).and_then(|text| text.parse().ok());
+    entries.iter().map(read).collect()
 }
 
-/// A single address as a block of one.
-pub(super) fn single(text: &str) -> Option<IpNet> {
-    text.parse::<IpAddr>().ok().map(IpNet::from)
-}
-
-/// Reads an interface that is attached to nothing.
-///
-/// # Errors
-/// `Unknown` when it has no identifier.
-pub(super) fn loose_eni(eni: &NetworkInterface) -> Result<LooseEni, CloudError> {
-    let id = eni
-        .network_interface_id()
-        .ok_or_else(|| missing(Operation::FindLooseEnis, "identifier", "an interface"))?;
-    Ok(LooseEni {
-        id: EniId::new(id),
-        description: eni.description().unwrap_or_default().to_owned(),
-        tags: tags(eni.tag_set()),
+/// A subnet, if it has an identifier and an IPv4 block.
+pub(super) fn subnet_facts(subnet: &Subnet) -> Option<SubnetFacts> {
+    Some(SubnetFacts {
+        id: SubnetId::new(subnet.subnet_id()?),
+        block: subnet.cidr_block()?.parse().ok()?,
+        available: subnet
+            .available_ip_address_count()
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(0),
+        tags: tags(subnet.tags()),
     })
 }
 
-/// Reads a subnet.
-///
-/// # Errors
-/// `Unknown` when its identifier, block or free addresses are missing or unreadable.
-pub(super) fn subnet_facts(
-    operation: Operation,
-    subnet: &Subnet,
-) -> Result<SubnetFacts, CloudError> {
-    let id = subnet
-        .subnet_id()
-        .ok_or_else(|| missing(operation, "identifier", "a subnet"))?;
-    let block = subnet.cidr_block().and_then(|text| text.parse().ok());
-    let available = subnet
-        .available_ip_address_count()
-        .and_then(|n| u32::try_from(n).ok());
-    Ok(SubnetFacts {
-        id: SubnetId::new(id),
-        block: block.ok_or_else(|| missing(operation, "block", id))?,
-        available: available.ok_or_else(|| missing(operation, "free addresses", id))?,
-        tags: tags(subnet.tags()),
+/// How long an interface lets connections be silent, in the words of a request; `None` where nobody has set that.
+pub(super) fn tracking(eni: &NetworkInterface) -> Option<ConnectionTrackingSpecificationRequest> {
+    let found = eni.connection_tracking_configuration()?;
+    let (tcp, stream, udp) = (
+        found.tcp_established_timeout(),
+        found.udp_stream_timeout(),
+        found.udp_timeout(),
+    );
+    (tcp.is_some() || stream.is_some() || udp.is_some()).then(|| {
+        ConnectionTrackingSpecificationRequest::builder()
+            .set_tcp_established_timeout(tcp)
+            .set_udp_stream_timeout(stream)
+            .set_udp_timeout(udp)
+            .build()
     })
 }
 
@@ -153,7 +135,8 @@ fn eni_kind(eni: &NetworkInterface) -> EniKind {
     }
 }
 
-fn tags(tags: &[Tag]) -> BTreeMap<String, String> {
+/// Tags as a map.
+pub(super) fn tags(tags: &[Tag]) -> BTreeMap<String, String> {
     tags.iter()
         .filter_map(|tag| {
             let value = tag.value().unwrap_or_default();
@@ -194,12 +177,14 @@ pub(super) fn limits(info: &InstanceTypeInfo) -> Result<Limits, CloudError> {
     let limits = Limits::new(enis, addresses)
         .map_err(|error| CloudError::unknown(operation, error.to_string()))?;
     let nitro = info.hypervisor() == Some(&InstanceTypeHypervisor::Nitro);
-    let limits = limits.with_prefixes(nitro || info.bare_metal() == Some(true));
-    let vcpus = info
+    let processors = info
         .v_cpu_info()
-        .and_then(|vcpus| vcpus.default_v_cpus())
-        .and_then(|n| u32::try_from(n).ok());
-    Ok(vcpus.map_or(limits, |vcpus| limits.with_vcpus(vcpus)))
+        .and_then(|found| found.default_v_cpus())
+        .and_then(|n| u32::try_from(n).ok())
+        .ok_or_else(|| missing(operation, "number of processors", name))?;
+    Ok(limits
+        .with_prefixes(nitro || info.bare_metal() == Some(true))
+        .with_vcpus(processors))
 }
 
 #[cfg(test)]
@@ -208,7 +193,7 @@ mod tests {
     use aws_sdk_ec2::types::builders::NetworkInterfaceBuilder;
     use aws_sdk_ec2::types::{
         NetworkCardInfo, NetworkInfo, NetworkInterfaceAttachment, NetworkInterfacePrivateIpAddress,
-        NetworkInterfaceType,
+        NetworkInterfaceType, VCpuInfo,
     };
 
     fn address(text: &str, primary: bool) -> NetworkInterfacePrivateIpAddress {
@@ -287,26 +272,31 @@ mod tests {
 
     #[test]
     fn limits_are_those_of_the_default_network_card() {
-        let info = InstanceTypeInfo::builder().network_info(
-            NetworkInfo::builder()
-                .maximum_network_interfaces(60)
-                .default_network_card_index(1)
-                .network_cards(
-                    NetworkCardInfo::builder()
-                        .network_card_index(0)
-                        .maximum_network_interfaces(7)
-                        .build(),
-                )
-                .network_cards(
-                    NetworkCardInfo::builder()
-                        .network_card_index(1)
-                        .maximum_network_interfaces(15)
-                        .build(),
-                )
-                .ipv4_addresses_per_interface(50)
-                .build(),
-        );
+        let info = InstanceTypeInfo::builder()
+            .hypervisor(InstanceTypeHypervisor::Nitro)
+            .v_cpu_info(VCpuInfo::builder().default_v_cpus(96).build())
+            .network_info(
+                NetworkInfo::builder()
+                    .maximum_network_interfaces(60)
+                    .default_network_card_index(1)
+                    .network_cards(
+                        NetworkCardInfo::builder()
+                            .network_card_index(0)
+                            .maximum_network_interfaces(7)
+                            .build(),
+                    )
+                    .network_cards(
+                        NetworkCardInfo::builder()
+                            .network_card_index(1)
+                            .maximum_network_interfaces(15)
+                            .build(),
+                    )
+                    .ipv4_addresses_per_interface(50)
+                    .build(),
+            );
         let limits = limits(&info.build()).unwrap();
         assert_eq!((limits.enis(), limits.places_per_eni()), (15, 49));
+        assert!(limits.can_have_prefixes());
+        assert_eq!(limits.vcpus(), Some(96));
     }
 }

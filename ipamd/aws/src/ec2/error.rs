@@ -7,7 +7,7 @@ use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use selvage_ipamd_core::cloud::{CloudError, Operation};
 
-use crate::chain::chain;
+use selvage_ipamd::chain::chain;
 
 /// The SDK's error as the daemon wants it.
 ///

@@ -15,6 +15,8 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::*;
 
+mod modes;
+
 /// What the server does with one request.
 #[derive(Clone)]
 enum Answer {
@@ -109,8 +111,8 @@ fn facts() -> InstanceFacts {
         vpc_id: VpcId::new("vpc-1"),
         primary_eni: EniId::new("eni-0"),
         primary_mac: Mac([2, 0, 0, 0, 0, 0]),
-        primary_ipv6: None,
         primary_address: Ipv4Addr::new(10, 40, 0, 10),
+        primary_ipv6: None,
         subnet_id: SubnetId::new("subnet-1"),
         subnet: "10.40.0.0/20".parse().unwrap(),
         security_groups: vec![SecurityGroupId::new("sg-1")],

@@ -54,7 +54,12 @@ impl Cloud for Ec2 {
 
     async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
         self.reply(Operation::DescribeEnis, |s| {
-            Ok(s.read().values().cloned().collect())
+            let instance = s.facts.instance_id.clone();
+            let ours = |eni: &&EniFacts| {
+                let tag = eni.tags.get(TAG_INSTANCE);
+                eni.attachment.is_some() || tag.is_some_and(|v| v == instance.as_str())
+            };
+            Ok(s.read().values().filter(ours).cloned().collect())
         })
         .await
     }

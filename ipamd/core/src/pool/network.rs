@@ -71,6 +71,8 @@ pub(crate) struct Room {
     pub(crate) paused_until: Option<Timestamp>,
     /// After a refusal: ask for no more than this at once; grows with success.
     pub(crate) ask: Option<u32>,
+    /// Why it cannot be used at all, in the cloud's words.
+    wrong: Option<String>,
 }
 
 /// Where an interface can be made.
@@ -225,6 +227,10 @@ impl Pool {
             .eni_config
             .as_ref()
             .map_err(|words| NoSite::NoEniConfig(words.clone()))?;
+        if self.network.subnets.is_none() {
+            // Whether it is in the node's zone is told before anything is made in it.
+            return Err(NoSite::Unknown);
+        }
         let list = self.subnets();
         let elsewhere =
             !list.is_empty() && !list.iter().any(|subnet| subnet.id == config.subnet_id);
@@ -292,14 +298,15 @@ impl Pool {
         let pause = self.jitter.spread_up(EXHAUSTED_PAUSE);
         let key = (subnet.clone(), Kind::from(want));
         let room = self.network.rooms.entry(key).or_default();
+        room.wrong = None;
         room.ask = Some(1);
         if want.count() <= 1 {
             room.paused_until = Some(now + pause);
         }
     }
 
-    /// The subnet cannot be used at all, whatever is asked of it.
-    pub(crate) fn shut(&mut self, subnet: &SubnetId, now: Timestamp) {
+    /// The subnet cannot be used at all, whatever is asked of it, for the reason in `words`.
+    pub(crate) fn shut(&mut self, subnet: &SubnetId, words: &str, now: Timestamp) {
         for kind in [Kind::Address, Kind::Prefix, Kind::Ipv6] {
             let room = self
                 .network
@@ -307,7 +314,19 @@ impl Pool {
                 .entry((subnet.clone(), kind))
                 .or_default();
             room.paused_until = Some(now + EXHAUSTED_PAUSE);
+            room.wrong = Some(words.to_owned());
         }
+    }
+
+    /// Why a subnet that rests cannot be used at all, and when it is asked again.
+    pub(crate) fn wrong_subnet(&self, kind: Kind, now: Timestamp) -> Option<(&str, Timestamp)> {
+        let rooms = self.network.rooms.iter();
+        rooms
+            .filter(|((_, of), _)| *of == kind)
+            .find_map(|(_, room)| {
+                let until = room.paused_until.filter(|until| now < *until)?;
+                Some((room.wrong.as_deref()?, until))
+            })
     }
 
     /// The subnet gave what was asked: ask for more the next time.
@@ -315,6 +334,7 @@ impl Pool {
         let key = (subnet.clone(), Kind::from(want));
         if let Some(room) = self.network.rooms.get_mut(&key) {
             room.paused_until = None;
+            room.wrong = None;
             room.ask = room.ask.map(|ask| ask.saturating_mul(2));
         }
     }

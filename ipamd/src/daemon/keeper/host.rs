@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::{Done, Keeper};
+use crate::cluster::Cluster;
 use crate::daemon::{node_net, pod_nets};
-use crate::events::EventSink;
 use crate::hostnet::{EniNet, Host, HostError, Looked, Obstacle};
 
 /// From the first sign of a disturbance to the look: whoever makes it has some more to do.
@@ -47,7 +47,7 @@ pub(super) struct Look {
     obstacles: Option<Vec<Obstacle>>,
 }
 
-impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
     /// Makes the host's network as it should be: the node's part, each serving interface's, each pod's.
     pub(super) fn look_at_host(&mut self, scope: Scope, why: Why) {
         let enis: Vec<EniNet> = self

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{Keeper, WAITING, Waiter};
+use crate::cluster::Cluster;
 use crate::daemon::request::{Grant, Refusal, Reply};
-use crate::events::EventSink;
 use crate::hostnet::Host;
 
-impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
     pub(super) fn add(&mut self, key: PodKey, pod: PodName, reply: Reply, now: Timestamp) {
         // Whoever came first is served first.
         let overtaking = !self.waiting.is_empty() && self.pool.lease(&key).is_none();
@@ -130,8 +130,16 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     }
 
     pub(super) fn del(&mut self, key: PodKey, reply: Reply, now: Timestamp) {
-        // A sandbox that gives up has stopped waiting.
-        self.waiting.retain(|waiter| waiter.key != key);
+        // A sandbox that gives up has stopped waiting, and must not use what it is about to be told.
+        for waiter in std::mem::take(&mut self.waiting) {
+            if waiter.key == key {
+                // Whoever asked may have gone.
+                let _ = waiter.reply.send(Err(Refusal::Withdrawn));
+            } else {
+                self.waiting.push_back(waiter);
+            }
+        }
+        self.journal.withdraw(&key);
         let released = self.pool.release(&key, now).or_else(|| {
             let migrated = self.pool.find_migrated(&key.container_id)?;
             self.pool.release(&migrated, now)
@@ -148,6 +156,9 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     }
 
     fn after_release(&mut self, lease: &Lease) {
+        if self.shared.config.annotate_pod_ip {
+            self.shared.cluster.clear(&lease.pod, lease.address);
+        }
         if lease.device_index.is_none() {
             // The plugin cannot know which table its rules name.
             self.forget(lease.address);

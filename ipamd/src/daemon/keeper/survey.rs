@@ -2,21 +2,21 @@
 
 use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{
-    Budget, Cloud, CloudError, CloudErrorKind, EniFacts, Operation, SeenEni,
+    Budget, Cloud, CloudError, CloudErrorKind, EniFacts, InstanceFacts, Operation, SeenEni,
 };
 use selvage_ipamd_core::ids::Timestamp;
-use selvage_ipamd_core::pool::Changes;
+use selvage_ipamd_core::pool::{Changes, Provisioning};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::host::{Scope, Why};
 use super::{Done, Keeper, REFRESH, reason};
+use crate::cluster::Cluster;
 use crate::daemon::request::{NodeFacts, Status};
 use crate::daemon::{act, with_primary};
-use crate::events::EventSink;
 use crate::hostnet::Host;
 
-impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
+impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
     /// What is due by time.
     pub(super) fn look_around(&mut self) {
         let now = Instant::now();
@@ -26,6 +26,11 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
             self.work.spawn(async move {
                 let reply = shared.cloud.seen_enis();
                 Done::Seen(act::call(&shared, Operation::SeenEnis, reply).await)
+            });
+            let shared = self.shared.clone();
+            self.work.spawn(async move {
+                let reply = shared.cloud.facts();
+                Done::Facts(act::call(&shared, Operation::Facts, reply).await)
             });
         }
         if self.timers.refresh <= now && self.timers.refreshing == 0 {
@@ -59,6 +64,20 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         }
     }
 
+    /// Somebody may have given the primary interface other security groups: new interfaces get the same.
+    pub(super) fn take_facts(&mut self, facts: Result<InstanceFacts, CloudError>) {
+        match facts {
+            Ok(facts) if facts.security_groups != self.instance.security_groups => {
+                info!(groups = ?facts.security_groups, "security groups have changed");
+                self.pool.set_security_groups(facts.security_groups.clone());
+                self.instance.security_groups = facts.security_groups;
+            }
+            Ok(_) => {}
+            // The survey beside it says that metadata is silent.
+            Err(error) => debug!(%error, "security groups: the old ones stay"),
+        }
+    }
+
     pub(super) fn take_seen(&mut self, seen: Result<Vec<SeenEni>, CloudError>, now: Timestamp) {
         self.shared.metrics.count_reconcile("metadata");
         match seen {
@@ -74,12 +93,19 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
     pub(super) fn describe(&mut self) {
         self.timers.surveying = true;
         let now = self.now();
-        self.pool.bucket_mut().take(Budget::Read, now);
+        if self.asks_ec2() {
+            self.pool.bucket_mut().take(Budget::Read, now);
+        }
         let shared = self.shared.clone();
-        self.work.spawn(async move {
-            let reply = shared.cloud.describe_enis();
-            Done::Described(act::call(&shared, Operation::DescribeEnis, reply).await)
-        });
+        self.work
+            .spawn(async move { Done::Described(act::interfaces(&shared).await) });
+    }
+
+    fn asks_ec2(&self) -> bool {
+        match self.shared.config.provisioning {
+            Provisioning::Full | Provisioning::AttachedOnly => true,
+            Provisioning::MetadataOnly => false,
+        }
     }
 
     fn survey_over(&mut self) {
@@ -93,15 +119,15 @@ impl<C: Cloud, H: Host, E: EventSink> Keeper<C, H, E> {
         now: Timestamp,
     ) {
         self.survey_over();
-        self.shared.metrics.count_reconcile("ec2");
-        let bucket = self.pool.bucket_mut();
-        if enis.is_ok() {
-            bucket.went_well(Budget::Read, now);
-        } else if enis
-            .as_ref()
-            .is_err_and(|e| e.kind == CloudErrorKind::Throttled)
-        {
-            bucket.throttled(Budget::Read, now);
+        if self.asks_ec2() {
+            self.shared.metrics.count_reconcile("ec2");
+            let bucket = self.pool.bucket_mut();
+            match &enis {
+                Err(error) if error.kind == CloudErrorKind::Throttled => {
+                    bucket.throttled(Budget::Read, now);
+                }
+                Ok(_) | Err(_) => bucket.went_well(Budget::Read, now),
+            }
         }
         let enis = enis
             .map_err(|e| (reason(&e), e.to_string()))

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use selvage_cni::request::Environment;
+use selvage_ipamd::cluster::NoCluster;
 use selvage_ipamd::config::{Args, Config};
-use selvage_ipamd::events::NoEvents;
 use selvage_ipamd::hostnet::Kernel;
 use selvage_ipamd::server::ServerError;
 use selvage_ipamd::{RunError, run};
@@ -53,7 +53,7 @@ impl Daemon {
             config,
             ec2.clone(),
             Kernel::new(),
-            NoEvents,
+            NoCluster::default(),
             shutdown.clone(),
         );
         Daemon {

@@ -69,7 +69,7 @@ impl Pool {
                 self.exhausted(&subnet, Want::Addresses(want.count()), now);
             }
             CloudErrorKind::PrefixesExhausted => self.exhausted(&subnet, want, now),
-            CloudErrorKind::NoSuchNetwork => self.shut(&subnet, now),
+            CloudErrorKind::NoSuchNetwork => self.shut(&subnet, &error.to_string(), now),
             CloudErrorKind::EniLimit => self.eni_limit_until = Some(now + EXHAUSTED_PAUSE),
             CloudErrorKind::AddressLimit
             | CloudErrorKind::NotFound

@@ -4,7 +4,7 @@ use std::error::Error;
 
 /// The messages of the chain, joined by colons. What a message already contains is not said twice (some libraries
 /// repeat their cause), and the whole is bounded: a proxy's error page may be in it.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     const LONGEST: usize = 400;
     let mut text = error.to_string();
     let mut next = error.source();

@@ -11,22 +11,20 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use selvage_ipamd::events::EventSink;
+use selvage_ipamd::chain::chain;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::chain::chain;
+use crate::client::REQUEST;
 
 /// More than this at once is one trouble told many times.
 const QUEUE: usize = 32;
 /// The same trouble is told again after this long.
 const AGAIN: Duration = Duration::from_secs(60);
-/// One request to the API server.
-const REQUEST: Duration = Duration::from_secs(5);
-
 /// One trouble.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Note {
@@ -40,20 +38,25 @@ struct Note {
 
 /// Where the daemon leaves what should become an Event. Cheap to clone; the task ends when the last one is dropped.
 #[derive(Debug, Clone)]
-pub(crate) struct Events {
+pub struct Events {
     queue: mpsc::Sender<Note>,
 }
 
 impl Events {
     /// Starts the task that writes Events about the node `node`.
-    pub(crate) fn start(node: String) -> (Self, JoinHandle<()>) {
+    pub fn start(client: Client, node: String) -> (Self, JoinHandle<()>) {
         let (queue, notes) = mpsc::channel(QUEUE);
-        (Self { queue }, tokio::spawn(write(node, notes)))
+        (Self { queue }, tokio::spawn(write(client, node, notes)))
     }
-}
 
-impl EventSink for Events {
-    fn warn(&self, reason: &'static str, action: String, note: String) {
+    /// Takes Events, and writes none.
+    pub(crate) fn discard() -> (Self, JoinHandle<()>) {
+        let (queue, _) = mpsc::channel(1);
+        (Self { queue }, tokio::spawn(async {}))
+    }
+
+    /// Takes a trouble, if it can.
+    pub(crate) fn warn(&self, reason: &'static str, action: String, note: String) {
         let note = Note {
             reason,
             action,
@@ -65,24 +68,17 @@ impl EventSink for Events {
     }
 }
 
-async fn write(node: String, mut notes: mpsc::Receiver<Note>) {
+async fn write(client: Client, node: String, mut notes: mpsc::Receiver<Note>) {
+    let reporter = Reporter {
+        controller: "selvage-ipamd".to_owned(),
+        instance: Some(node.clone()),
+    };
+    let recorder = Recorder::new(client, reporter);
     let mut told = Told::default();
-    let mut recorder = None;
     while let Some(note) = notes.recv().await {
         if !told.is_news(&note, Instant::now()) {
             continue;
         }
-        let recorder = match recorder {
-            Some(ref recorder) => recorder,
-            None => match connect(&node).await {
-                Ok(made) => recorder.insert(made),
-                Err(error) => {
-                    // The configuration stays what it is; without a receiver, senders drop what they have.
-                    warn!(%error, "no API server configured: events are not written");
-                    return;
-                }
-            },
-        };
         let event = Event {
             type_: EventType::Warning,
             reason: note.reason.to_owned(),
@@ -98,21 +94,6 @@ async fn write(node: String, mut notes: mpsc::Receiver<Note>) {
         warn!(reason = note.reason, error = failure, "event not written");
         told.forget(&note);
     }
-}
-
-/// A client by KUBECONFIG, else by what the cluster gives a pod (KUBERNETES_SERVICE_HOST and _PORT, which a manifest
-/// may override). Sends nothing.
-async fn connect(node: &str) -> Result<Recorder, String> {
-    let mut config = kube::Config::infer().await.map_err(|e| chain(&e))?;
-    config.connect_timeout = Some(REQUEST);
-    config.read_timeout = Some(REQUEST);
-    config.write_timeout = Some(REQUEST);
-    let client = kube::Client::try_from(config).map_err(|e| chain(&e))?;
-    let reporter = Reporter {
-        controller: "selvage-ipamd".to_owned(),
-        instance: Some(node.to_owned()),
-    };
-    Ok(Recorder::new(client, reporter))
 }
 
 /// The node as the kubelet refers to it in its own events: by name, in the place of the uid too, which is how
