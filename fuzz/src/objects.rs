@@ -61,9 +61,9 @@ pub(crate) fn annotations(bytes: &[u8]) {
 /// A pod, its addresses as the kernel knows them.
 pub(crate) fn pod(object: api::Pod) -> Event {
     let pod = convert::pod(object);
-    for address in &pod.addresses {
+    for address in pod.addresses.iter() {
         let canonical: IpAddr = address.to_canonical();
-        assert_eq!(*address, canonical, "an IPv4 address in IPv6's clothes");
+        assert_eq!(address, canonical, "an IPv4 address in IPv6's clothes");
     }
     Event::PodApplied(pod)
 }

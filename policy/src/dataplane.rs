@@ -257,6 +257,7 @@ fn affected_by(ruleset: &Ruleset, plan: &Plan) -> Affected {
             }
         }
     }
+    with_those_above(&mut chains, ruleset);
     for rule in ruleset.chains.values().flat_map(Chain::rules) {
         let (Action::Jump(to) | Action::Goto(to)) = &rule.action else {
             continue;
@@ -271,6 +272,27 @@ fn affected_by(ruleset: &Ruleset, plan: &Plan) -> Affected {
         }
     }
     affected
+}
+
+/// Adds the chains that branch into these by port: pods' packets come in by the uppermost.
+fn with_those_above<'a>(chains: &mut BTreeSet<&'a ChainName>, ruleset: &'a Ruleset) {
+    let mut above: BTreeMap<&ChainName, &ChainName> = BTreeMap::new();
+    for (name, chain) in &ruleset.chains {
+        for rule in chain.rules() {
+            if let (Action::Goto(to), [Match::Ports(..)]) = (&rule.action, rule.matches.as_slice())
+            {
+                above.insert(to, name);
+            }
+        }
+    }
+    let mut ahead: Vec<&ChainName> = chains.iter().copied().collect();
+    while let Some(next) = ahead.pop() {
+        if let Some(parent) = above.get(next)
+            && chains.insert(parent)
+        {
+            ahead.push(parent);
+        }
+    }
 }
 
 /// How many members a header should show.

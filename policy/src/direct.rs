@@ -90,6 +90,7 @@ impl Source for Direct {
         let second = Second::new(Api::all(self.client.clone()), ours, doubts);
         let policies = Policies {
             reporter: self.reporter,
+            pool: Pool::default(),
             reported: BTreeMap::new(),
         };
         let watches = async {
@@ -186,6 +187,8 @@ impl Convert for Pods {
 
 struct Policies {
     reporter: Reporter,
+    /// What the policies of the cluster have alike.
+    pool: Pool,
     /// What was last said on each policy in trouble.
     reported: BTreeMap<PolicyKey, Said>,
 }
@@ -248,7 +251,7 @@ impl Convert for Policies {
         };
         self.say(&policy.key, report);
         Some(Notice {
-            event: Event::PolicyApplied(policy),
+            event: Event::PolicyApplied(self.pool.share_policy(policy)),
             problems,
             received: Instant::now(),
         })

@@ -30,6 +30,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
+/// musl's own takes a lock and a walk for each piece.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// The folder in a bundle for a bug report.
 const BUNDLE: &str = "selvage-policy-support";
 

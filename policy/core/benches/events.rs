@@ -6,6 +6,9 @@
 //! ```console
 //! $ cargo bench -p selvage-policy-core --bench events -- large
 //! ```
+//!
+//! With `many`: what one policy with very many rules, peers, exceptions or ranges costs, from its
+//! JSON to the plan; twice as many should cost twice as much.
 #![expect(
     clippy::disallowed_methods,
     reason = "a bench looks at the clock, and at its own memory"
@@ -17,7 +20,7 @@ use std::time::Instant;
 
 use selvage_policy_core::compile::compile;
 use selvage_policy_core::index::{Event, Index, Settings};
-use selvage_policy_core::model::{NodeName, PodKey, PodUid, PolicyKey};
+use selvage_policy_core::model::{NodeName, PodKey, PodUid, PolicyKey, Pool};
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::plan;
 use selvage_policy_core::ruleset::{Family, Ruleset, VethPrefix};
@@ -285,7 +288,77 @@ impl Node {
     }
 }
 
+/// One policy on one pod: what it says, and milliseconds to read, compile and plan it.
+fn one_policy(what: &str, ingress: &[Value]) -> Value {
+    let mut index = new_index();
+    index.apply(pod(&Seed(1).pod(0, NODE)));
+    let object = json!({
+        "metadata": {"namespace": namespace(0), "name": "many"},
+        "spec": {"podSelector": {}, "ingress": ingress},
+    });
+    let started = Instant::now();
+    index.apply(policy(&object));
+    let ruleset = compile(&mut index, Family::V4);
+    let plan = plan(&ruleset, &Observed::default());
+    let took = started.elapsed().as_secs_f64() * 1e3;
+    let members: usize = plan.create.values().map(|set| set.members.len()).sum();
+    let rules: usize = plan.write.values().map(|chain| chain.rules().len()).sum();
+    json!({"what": what, "ms": took, "members": members, "rules": rules})
+}
+
+fn many() {
+    let address = |number: u32| Ipv4Addr::from_bits(0xac10_0000 + 2 * number);
+    let block = |number: u32| json!({"ipBlock": {"cidr": format!("{}/32", address(number))}});
+    let port = json!({"port": 80});
+    for number in [5_000, 10_000, 20_000] {
+        let rules: Vec<Value> = (0..number)
+            .map(|it| json!({"from": [block(it)], "ports": [port]}))
+            .collect();
+        println!(
+            "{}",
+            one_policy(&format!("{number} rules of a block each"), &rules)
+        );
+        let peers: Vec<Value> = (0..number).map(block).collect();
+        let rule = json!({"from": peers, "ports": [port]});
+        println!(
+            "{}",
+            one_policy(&format!("{number} peers of a rule"), &[rule])
+        );
+        let holes: Vec<String> = (0..number)
+            .map(|it| format!("{}/32", address(it)))
+            .collect();
+        let rule =
+            json!({"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": holes}}], "ports": [port]});
+        println!(
+            "{}",
+            one_policy(&format!("{number} exceptions of a block"), &[rule])
+        );
+        let ranges: Vec<Value> = (0..number)
+            .map(|it| json!({"from": [block(it)], "ports": [{"port": 1 + 3 * it, "endPort": 5 + 3 * it}]}))
+            .collect();
+        println!(
+            "{}",
+            one_policy(&format!("{number} ranges of ports"), &ranges)
+        );
+    }
+}
+
+fn new_index() -> Index {
+    Index::new(Settings {
+        node: NodeName::new(NODE),
+        prefix: VethPrefix::default(),
+        families: [Family::V4, Family::V6].into(),
+        source_check: true,
+        drop_invalid: true,
+        deny_log: None,
+    })
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "many") {
+        many();
+        return;
+    }
     let large = std::env::args().any(|argument| argument == "large");
     let (pods, policies) = if large {
         (100_000, 10_000)
@@ -293,16 +366,8 @@ fn main() {
         (10_000, 2_000)
     };
     let mut seed = Seed(1);
-    let index = Index::new(Settings {
-        node: NodeName::new(NODE),
-        prefix: VethPrefix::default(),
-        families: [Family::V4, Family::V6].into(),
-        source_check: true,
-        drop_invalid: true,
-        deny_log: None,
-    });
     let mut node = Node {
-        index,
+        index: new_index(),
         known: vec![Observed::default(); 2],
         figures: BTreeMap::new(),
         written: BTreeMap::new(),
@@ -312,8 +377,13 @@ fn main() {
         node.index.apply(team(number, number % 20));
     }
     let subjects: Vec<Value> = (0..policies).map(|number| seed.policy(number)).collect();
+    let mut pool = Pool::default();
     for object in &subjects {
-        node.index.apply(policy(object));
+        let Event::PolicyApplied(policy) = policy(object) else {
+            unreachable!("made so")
+        };
+        node.index
+            .apply(Event::PolicyApplied(pool.share_policy(policy)));
     }
     let policies_in = resident();
     for number in 0..pods {
@@ -322,8 +392,10 @@ fn main() {
         } else {
             format!("node-{:03}", number % 90)
         };
-        let object = seed.pod(number, &place);
-        node.index.apply(pod(&object));
+        let Event::PodApplied(pod) = pod(&seed.pod(number, &place)) else {
+            unreachable!("made so")
+        };
+        node.index.apply(Event::PodApplied(pool.share(pod)));
     }
     let pods_in = resident();
     let started = Instant::now();

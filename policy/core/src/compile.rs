@@ -18,6 +18,7 @@
 mod dispatch;
 pub mod drops;
 mod guard;
+mod ports;
 pub(crate) mod profile;
 mod source;
 pub mod stage;

@@ -296,7 +296,7 @@ fn understood(
     void: bool,
     rules: impl Iterator<Item = Result<Rule, BadRule>>,
     problems: &mut Vec<Problem>,
-) -> Vec<Rule> {
+) -> Box<[Rule]> {
     let mut held = Vec::new();
     for (index, rule) in rules.enumerate() {
         match rule {
@@ -310,5 +310,5 @@ fn understood(
             }),
         }
     }
-    held
+    held.into()
 }

@@ -60,18 +60,19 @@ pub(crate) struct Folded {
 impl Folded {
     /// Folds the rules of a profile's policies.
     pub(crate) fn of<'a>(profile: &Profile, rules: impl Iterator<Item = &'a Rule>) -> Self {
-        let mut buckets: BTreeMap<Kind, Contents> = BTreeMap::new();
-        let mut bucket = |kind: Kind, act: &dyn Fn(&mut Contents)| {
-            act(buckets
-                .entry(kind)
-                .or_insert_with(|| Contents::new(SetId::new(profile, kind))));
+        let mut buckets: BTreeMap<Kind, Gathered<'a>> = BTreeMap::new();
+        let mut bucket = |kind: Kind, act: &dyn Fn(&mut Gathered<'a>)| {
+            act(buckets.entry(kind).or_insert_with(|| Gathered {
+                contents: Contents::new(SetId::new(profile, kind)),
+                blocks: BTreeMap::new(),
+            }));
         };
         for rule in rules {
-            for traffic in &rule.traffic {
+            for traffic in &*rule.traffic {
                 let (kind, stamp) = sorted(*traffic);
                 bucket(kind, &|bucket| bucket.allow(stamp, &rule.peers));
             }
-            for named in &rule.named {
+            for named in &*rule.named {
                 bucket(Kind::SinglePorts, &|bucket| match profile.direction {
                     Direction::Ingress => {
                         for number in profile.ports.get(named).into_iter().flatten() {
@@ -79,10 +80,14 @@ impl Folded {
                             bucket.allow(stamp, &rule.peers);
                         }
                     }
-                    Direction::Egress => bucket.allow_named(named, &rule.peers),
+                    Direction::Egress => bucket.contents.allow_named(named, &rule.peers),
                 });
             }
         }
+        let buckets = buckets.into_iter();
+        let mut buckets: BTreeMap<Kind, Contents> = buckets
+            .map(|(kind, gathered)| (kind, gathered.joined()))
+            .collect();
         // Everything from everybody: nothing is left to ask.
         if buckets.get(&Kind::Any).is_some_and(Contents::is_everyone) {
             buckets.retain(|kind, _| *kind == Kind::Any);
@@ -107,18 +112,18 @@ impl Folded {
         self.buckets.iter()
     }
 
-    /// How many members no pod is behind, in both families: those of blocks.
-    pub(crate) fn block_members(&self) -> usize {
-        let mut sets: BTreeMap<SetName, usize> = BTreeMap::new();
+    /// How many members no pod is behind, in these families: those of blocks.
+    pub(crate) fn block_members(&self, families: &BTreeSet<Family>) -> usize {
+        let mut sets: BTreeMap<&SetName, usize> = BTreeMap::new();
         for bucket in &self.buckets {
             let Some(contents) = bucket.set() else {
                 continue;
             };
             sets.entry(contents.id().name(Family::V4))
                 .or_insert_with(|| {
-                    let families = [Family::V4, Family::V6].into_iter();
+                    let families = families.iter();
                     families
-                        .map(|family| contents.block_members(family).count())
+                        .map(|family| contents.block_members(*family).count())
                         .sum()
                 });
         }
@@ -174,17 +179,16 @@ struct Fill {
     blocks: AddressSet,
 }
 
-impl Contents {
-    fn new(set: SetId) -> Self {
-        Self {
-            set,
-            fills: BTreeMap::new(),
-            named: BTreeMap::new(),
-        }
-    }
+/// Contents that rules are still added to.
+struct Gathered<'a> {
+    contents: Contents,
+    /// By what they carry, to be joined at once: one after the other would cost the square.
+    blocks: BTreeMap<Stamp, Vec<&'a AddressSet>>,
+}
 
-    fn allow(&mut self, stamp: Stamp, peers: &Peers) {
-        let fill = self.fills.entry(stamp).or_default();
+impl<'a> Gathered<'a> {
+    fn allow(&mut self, stamp: Stamp, peers: &'a Peers) {
+        let fill = self.contents.fills.entry(stamp).or_default();
         match peers {
             _ if fill.everyone => {}
             Peers::Everyone => {
@@ -202,11 +206,31 @@ impl Contents {
                             }
                         }
                         Peer::Addresses(addresses) => {
-                            fill.blocks = AddressSet::union([&fill.blocks, addresses]);
+                            self.blocks.entry(stamp).or_default().push(addresses);
                         }
                     }
                 }
             }
+        }
+    }
+
+    fn joined(mut self) -> Contents {
+        for (stamp, blocks) in self.blocks {
+            let fill = self.contents.fills.entry(stamp).or_default();
+            if !fill.everyone {
+                fill.blocks = AddressSet::union(blocks);
+            }
+        }
+        self.contents
+    }
+}
+
+impl Contents {
+    fn new(set: SetId) -> Self {
+        Self {
+            set,
+            fills: BTreeMap::new(),
+            named: BTreeMap::new(),
         }
     }
 

@@ -18,6 +18,7 @@ mod event;
 mod local;
 mod members;
 mod places;
+mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,12 +35,13 @@ pub(crate) use members::Members;
 use members::Touched;
 pub(crate) use places::Veths;
 use places::{Placed, Places};
+use pods::Pods;
 
 /// What the API server told us, arranged for compiling.
 #[derive(Debug)]
 pub struct Index {
     settings: Settings,
-    pods: BTreeMap<PodKey, Pod>,
+    pods: Pods,
     namespaces: BTreeMap<NamespaceName, Labels>,
     policies: BTreeMap<PolicyKey, Policy>,
     places: Places,
@@ -53,10 +55,10 @@ pub struct Index {
     frames: BTreeMap<Family, BTreeMap<ChainName, Chain>>,
 }
 
-/// What a relist in progress has not confirmed yet; `None` when there is no relist.
+/// What a relist in progress has not confirmed yet; `None` when there is no relist. [`Pods`] know
+/// that themselves.
 #[derive(Debug, Default)]
 struct Unseen {
-    pods: Option<BTreeSet<PodKey>>,
     namespaces: Option<BTreeSet<NamespaceName>>,
     policies: Option<BTreeSet<PolicyKey>>,
     routes: Option<BTreeSet<String>>,
@@ -77,7 +79,7 @@ impl Index {
             places: Places::new(settings.node.clone(), settings.prefix.clone()),
             active: Active::new(&settings),
             settings,
-            pods: BTreeMap::new(),
+            pods: Pods::default(),
             namespaces: BTreeMap::new(),
             policies: BTreeMap::new(),
             unseen: Unseen::default(),
@@ -116,12 +118,7 @@ impl Index {
     pub fn apply(&mut self, event: Event) -> Delta {
         let mut effects = Effects::default();
         match event {
-            Event::PodApplied(pod) => {
-                if let Some(unseen) = &mut self.unseen.pods {
-                    unseen.remove(&pod.key);
-                }
-                self.put_pod(pod, &mut effects);
-            }
+            Event::PodApplied(pod) => self.put_pod(pod, &mut effects),
             Event::PodDeleted(key, uid) => {
                 // A later pod of the same name may be known already from another watch.
                 if self.pods.get(&key).is_some_and(|pod| pod.uid == uid) {
@@ -226,6 +223,7 @@ impl Index {
     fn put_pod(&mut self, pod: Pod, effects: &mut Effects) {
         let previous = self.pods.get(&pod.key);
         if previous == Some(&pod) {
+            self.pods.confirm(&pod.key);
             return;
         }
         let was_local = previous.is_some_and(|previous| self.places.is_local(previous));
@@ -250,13 +248,10 @@ impl Index {
         );
         self.places
             .note(before.as_ref(), Some(&after), &mut effects.left);
-        self.pods.insert(pod.key.clone(), pod);
+        self.pods.put(pod);
     }
 
     fn delete_pod(&mut self, key: &PodKey, effects: &mut Effects) {
-        if let Some(unseen) = &mut self.unseen.pods {
-            unseen.remove(key);
-        }
         let Some(pod) = self.pods.remove(key) else {
             return;
         };
@@ -318,7 +313,7 @@ impl Index {
         if previous == labels {
             return;
         }
-        for pod in pods_of(&self.pods, name) {
+        for pod in self.pods.of(name) {
             let placed = self.places.place(pod);
             self.active.move_pod(
                 Some((&placed, previous.as_ref())),
@@ -364,7 +359,7 @@ impl Index {
 
     fn relist_started(&mut self, resource: Resource) {
         match resource {
-            Resource::Pods => self.unseen.pods = Some(self.pods.keys().cloned().collect()),
+            Resource::Pods => self.pods.relist_started(),
             Resource::Namespaces => {
                 self.unseen.namespaces = Some(self.namespaces.keys().cloned().collect());
             }
@@ -378,7 +373,7 @@ impl Index {
     fn relist_done(&mut self, resource: Resource, effects: &mut Effects) {
         match resource {
             Resource::Pods => {
-                for key in self.unseen.pods.take().unwrap_or_default() {
+                for key in self.pods.relist_done() {
                     self.delete_pod(&key, effects);
                 }
             }
@@ -420,20 +415,6 @@ pub struct Counts {
     pub namespaces: usize,
     /// Policies, those of other nodes' pods included.
     pub policies: usize,
-}
-
-/// The pods of a namespace, in order.
-fn pods_of<'a>(
-    pods: &'a BTreeMap<PodKey, Pod>,
-    namespace: &'a NamespaceName,
-) -> impl Iterator<Item = &'a Pod> {
-    let first = PodKey {
-        namespace: namespace.clone(),
-        name: String::new(),
-    };
-    pods.range(first..)
-        .take_while(move |(key, _)| key.namespace == *namespace)
-        .map(|(_, pod)| pod)
 }
 
 /// The policies of a namespace that select a pod and isolate it in a direction.

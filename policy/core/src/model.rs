@@ -9,7 +9,7 @@ pub mod pool;
 
 pub use addresses::Addresses;
 pub use cidr::AddressSet;
-pub use labels::{BadSelector, Labels, Selector};
+pub use labels::{BadSelector, Labels, Requirements, Selector};
 pub use pod::{Interfaces, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid};
 pub use policy::{
     Direction, NamedPort, Namespaces, Peer, PeerSelector, Peers, Policy, PolicyKey, PortName, Rule,

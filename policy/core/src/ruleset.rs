@@ -5,6 +5,7 @@
 
 pub mod interface;
 pub mod marker;
+pub mod members;
 pub mod name;
 pub mod rule;
 
@@ -14,9 +15,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::shared::Shared;
 pub use interface::{BadPrefix, Interface, VethPrefix};
 pub use marker::Marker;
+pub use members::MemberSet;
 pub use name::{ChainName, SetName};
 pub use rule::{Action, Chain, FlowState, Match, PortRange, Rule, Side};
 
@@ -157,9 +158,6 @@ impl fmt::Display for Member {
         }
     }
 }
-
-/// Members of one set, shared with whoever else holds them.
-pub type MemberSet = Shared<Member>;
 
 /// The set of flows that were cut and may not be begun again from the other side, in a family:
 /// see [`SetKind::Guard`].

@@ -10,7 +10,7 @@ use std::iter::FlatMap;
 use std::slice;
 use std::sync::Arc;
 
-/// 128 members of 24 bytes: what a write copies is a few hundred nanoseconds, and the list of
+/// 128 members of 8 to 24 bytes: what a write copies is a few hundred nanoseconds, and the list of
 /// chunks of a set of 100,000 is 6 kB.
 const CHUNK_MAX: usize = 128;
 
@@ -278,34 +278,16 @@ impl<T: Ord + Copy + fmt::Debug> fmt::Debug for Shared<T> {
 
 impl<T: Ord + Copy> FromIterator<T> for Shared<T> {
     fn from_iter<I: IntoIterator<Item = T>>(members: I) -> Self {
-        let mut members: Vec<T> = members.into_iter().collect();
+        members.into_iter().collect::<Vec<T>>().into()
+    }
+}
+
+impl<T: Ord + Copy> From<Vec<T>> for Shared<T> {
+    fn from(mut members: Vec<T>) -> Self {
         // Not `sort_unstable`: what comes here is mostly a few sorted runs.
         members.sort();
         members.dedup();
         Self::of_sorted(&members)
-    }
-}
-
-impl<T: Ord + Copy, const N: usize> From<[T; N]> for Shared<T> {
-    fn from(members: [T; N]) -> Self {
-        members.into_iter().collect()
-    }
-}
-
-impl<T: Ord + Copy> Extend<T> for Shared<T> {
-    fn extend<I: IntoIterator<Item = T>>(&mut self, members: I) {
-        for member in members {
-            self.insert(member);
-        }
-    }
-}
-
-impl<'a, T: Ord + Copy> Extend<&'a T> for Shared<T>
-where
-    T: 'a,
-{
-    fn extend<I: IntoIterator<Item = &'a T>>(&mut self, members: I) {
-        self.extend(members.into_iter().copied());
     }
 }
 

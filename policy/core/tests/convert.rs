@@ -157,7 +157,7 @@ fn a_subject_that_is_not_understood_isolates_the_namespace() {
     let bad = json!({"matchExpressions": [{"key": "app", "operator": "Like", "values": ["x"]}]});
     let (policy, problems) = policy(json!({"podSelector": bad, "ingress": [{}]}));
     assert_eq!(policy.subject, Selector::everything());
-    assert_eq!(policy.ingress, Some(Vec::new()), "its rules are void");
+    assert_eq!(policy.ingress, Some([].into()), "its rules are void");
     assert_eq!(policy.egress, None, "only in its directions");
     assert_eq!(problems.len(), 1);
     assert!(problems[0].contains("all pods of the namespace are isolated"));
@@ -167,7 +167,7 @@ fn a_subject_that_is_not_understood_isolates_the_namespace() {
 fn a_policy_type_that_is_not_understood_isolates_in_both_directions() {
     let (policy, problems) = policy(json!({"policyTypes": ["Sideways"], "ingress": [{}]}));
     assert_eq!(policy.ingress.map(|rules| rules.len()), Some(1));
-    assert_eq!(policy.egress, Some(Vec::new()));
+    assert_eq!(policy.egress, Some([].into()));
     assert_eq!(problems.len(), 1);
 }
 

@@ -8,6 +8,7 @@ mod fill;
 mod guard;
 mod wire;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -138,7 +139,7 @@ impl IpSets {
     ///
     /// *Errors*: [`Error::Refused`] when a set of that name exists; [`Error::BadMember`];
     /// [`Error::TooManyMembers`]. A set that could not be filled is taken away again.
-    pub fn create<'a, M>(
+    pub fn create<M>(
         &mut self,
         name: &SetName,
         family: Family,
@@ -146,7 +147,7 @@ impl IpSets {
         members: M,
     ) -> Result<(), Error>
     where
-        M: IntoIterator<Item = &'a Member, IntoIter: Clone>,
+        M: IntoIterator<Item: Borrow<Member>, IntoIter: Clone>,
     {
         let members = members.into_iter();
         let expected = u32::try_from(members.clone().count()).unwrap_or(u32::MAX);

@@ -111,8 +111,8 @@ mod tests {
         ] {
             let (policy, _) = salvaged(spec.clone());
             assert!(policy.subject.matches(&Labels::default()), "{spec}");
-            assert_eq!(policy.ingress, Some(vec![]), "{spec}");
-            assert_eq!(policy.egress, Some(vec![]), "{spec}");
+            assert_eq!(policy.ingress, Some([].into()), "{spec}");
+            assert_eq!(policy.egress, Some([].into()), "{spec}");
         }
     }
 
@@ -121,6 +121,6 @@ mod tests {
         let (policy, _) = salvaged(json!({"podSelector": {}, "policyTypes": "Ingress"}));
         assert!(policy.ingress.is_some() && policy.egress.is_some());
         let (policy, _) = salvaged(json!({"podSelector": {}, "egress": "all"}));
-        assert_eq!(policy.egress, Some(vec![]));
+        assert_eq!(policy.egress, Some([].into()));
     }
 }

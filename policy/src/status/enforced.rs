@@ -146,25 +146,24 @@ fn judges(rulesets: &[Ruleset]) -> BTreeMap<(String, Direction), &ChainName> {
 }
 
 fn report(chain: &ChainName, profile: &Profile, rulesets: &[Ruleset]) -> ProfileReport {
-    let rules = rulesets
-        .iter()
-        .filter_map(|ruleset| ruleset.chains.get(chain))
-        .flat_map(|chain| chain.rules());
-    let sets = rules
-        .flat_map(|rule| &rule.matches)
-        .filter_map(|condition| {
-            if let Match::Set { set, .. } = condition {
-                Some(set.to_string())
-            } else {
-                None
-            }
-        });
+    let mut sets = BTreeSet::new();
+    for ruleset in rulesets {
+        let mut ahead = vec![chain];
+        while let Some(chain) = ahead.pop().and_then(|name| ruleset.chains.get(name)) {
+            sets.extend(chain.sets().map(ToString::to_string));
+            // A profile's chain branches into others where it has many rules about ports.
+            ahead.extend(chain.rules().iter().filter_map(|rule| match &rule.action {
+                Action::Jump(to) | Action::Goto(to) => Some(to),
+                Action::Return | Action::Drop | Action::Log { .. } | Action::Renew { .. } => None,
+            }));
+        }
+    }
     ProfileReport {
         chain: chain.to_string(),
         direction: profile.direction.to_string(),
         pods: 0,
         policies: profile.policies.iter().map(ToString::to_string).collect(),
-        sets: sets.collect(),
+        sets,
         apart: false,
     }
 }

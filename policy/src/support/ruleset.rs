@@ -52,11 +52,11 @@ pub fn observed(found: &Observed) -> String {
     text
 }
 
-fn write_set<'a>(
+fn write_set(
     text: &mut String,
     name: &SetName,
     kind: SetKind,
-    members: impl ExactSizeIterator<Item = &'a Member>,
+    members: impl ExactSizeIterator<Item = Member>,
 ) {
     let count = members.len();
     let kind = kind_name(kind);

@@ -1,24 +1,27 @@
 //! A profile's chain: NetworkPolicy's stage.
 
 use super::stage::{Decision, Stage, chains};
-use crate::fold::{Bucket, Folded, Kind};
+use crate::fold::{Bucket, Folded, Kind, SetId};
 use crate::model::Direction;
-use crate::ruleset::{Chain, ChainName, Family, Match, Side};
+use crate::ruleset::{Chain, ChainName, Match, SetName, Side};
 
 /// The chains of a profile; a packet enters at [`Folded::chain`]. A peer pod that comes or goes
-/// changes no rule.
+/// changes no rule. `names` gives the names of sets, so that all who use a set can share its.
 pub(crate) fn stages(
     direction: Direction,
     folded: &Folded,
-    family: Family,
+    names: impl Fn(&SetId) -> SetName,
 ) -> Vec<(ChainName, Chain)> {
     let side = match direction {
         Direction::Ingress => Side::Source,
         Direction::Egress => Side::Destination,
     };
-    let rules = folded
+    // Those about ports last: where they are many, they branch.
+    let (ranged, others): (Vec<&Bucket>, Vec<&Bucket>) = folded
         .buckets()
-        .map(|bucket| (matches(bucket, side, family), Decision::Accept));
+        .partition(|bucket| matches!(bucket.kind(), Kind::Range(..)));
+    let buckets = others.into_iter().chain(ranged);
+    let rules = buckets.map(|bucket| (matches(bucket, side, &names), Decision::Accept));
     chains(vec![Stage {
         chain: folded.chain().clone(),
         rules: rules.collect(),
@@ -26,14 +29,14 @@ pub(crate) fn stages(
     }])
 }
 
-fn matches(bucket: &Bucket, peer: Side, family: Family) -> Vec<Match> {
+fn matches(bucket: &Bucket, peer: Side, names: impl Fn(&SetId) -> SetName) -> Vec<Match> {
     let traffic = match bucket.kind() {
         Kind::Any | Kind::SinglePorts => None,
         Kind::Protocol(protocol) => Some(Match::Protocol(protocol)),
         Kind::Range(protocol, ports) => Some(Match::Ports(protocol, ports)),
     };
     let set = bucket.set().map(|set| Match::Set {
-        set: set.id().name(family),
+        set: names(set.id()),
         kind: set.id().kind(),
         peer,
     });

@@ -10,6 +10,7 @@
 //! | deny     | DROP                                                                        |
 //! | pass     | `-g` to the next stage; after the last one, as accept                       |
 
+use super::ports;
 use crate::ruleset::{Action, Chain, ChainName, Match, Rule};
 
 /// What a rule decides about the packets that it is about.
@@ -36,12 +37,13 @@ pub struct Stage {
     pub otherwise: Decision,
 }
 
-/// The chains of stages that follow one another. A packet enters at the first one's.
+/// The chains of stages that follow one another. A packet enters at the first one's. A stage with
+/// many rules about ports has more chains than its own.
 #[must_use]
 pub fn chains(stages: Vec<Stage>) -> Vec<(ChainName, Chain)> {
     let names: Vec<ChainName> = stages.iter().map(|stage| stage.chain.clone()).collect();
     let stages = stages.into_iter().enumerate();
-    let chains = stages.map(|(number, stage)| {
+    let chains = stages.flat_map(|(number, stage)| {
         let action = |decision| match decision {
             Decision::Accept => Action::Return,
             Decision::Deny => Action::Drop,
@@ -54,8 +56,10 @@ pub fn chains(stages: Vec<Stage>) -> Vec<(ChainName, Chain)> {
             matches,
             action: action(decision),
         });
-        let chain = Chain::ending_in(action(stage.otherwise), rules.collect());
-        (stage.chain, chain)
+        let otherwise = action(stage.otherwise);
+        let (rules, mut all) = ports::branch(&stage.chain, rules.collect(), &otherwise);
+        all.push((stage.chain, Chain::ending_in(otherwise, rules)));
+        all
     });
     chains.collect()
 }

@@ -10,7 +10,7 @@ use super::BadRule;
 use crate::api;
 use crate::model::{
     AddressSet, BadSelector, NamedPort, NamespaceName, Namespaces, Peer, PeerSelector, Peers,
-    PortName, Rule, Selector, Traffic,
+    PortName, Requirements, Rule, Selector, Traffic,
 };
 use crate::ruleset::{Family, PortRange, Protocol};
 
@@ -24,47 +24,49 @@ pub(super) fn rule(
     peers: &[api::Peer],
     ports: &[api::Port],
 ) -> Result<Rule, BadRule> {
-    let mut rule = Rule {
-        peers: Peers::Everyone,
-        traffic: Vec::new(),
-        named: BTreeSet::new(),
-    };
+    let (mut numbers, mut named) = (BTreeSet::new(), BTreeSet::new());
     for entry in ports {
         match traffic(entry)? {
-            Asked::Numbers(traffic) => rule.traffic.push(traffic),
-            Asked::Name(named) => {
-                rule.named.insert(named);
+            Asked::Numbers(traffic) => {
+                numbers.insert(traffic);
+            }
+            Asked::Name(name) => {
+                named.insert(name);
             }
         }
     }
     if ports.is_empty() {
-        rule.traffic.push(Traffic::Any);
+        numbers.insert(Traffic::Any);
     }
+    let mut allowed = Peers::Everyone;
     if !peers.is_empty() {
         let (mut listed, mut blocks) = (Vec::new(), Vec::new());
         for (index, entry) in peers.iter().enumerate() {
             match peer(namespace, index, entry)? {
-                Peer::Addresses(addresses) => blocks.push(addresses),
+                Peer::Addresses(addresses) => blocks.push(*addresses),
                 pods @ Peer::Pods(_) => listed.push(pods),
             }
         }
         if !blocks.is_empty() {
             let blocks = AddressSet::union(&blocks);
-            check_size(&blocks, &rule.traffic)?;
-            listed.push(Peer::Addresses(blocks));
+            check_size(&blocks, &numbers)?;
+            listed.push(Peer::Addresses(Box::new(blocks)));
         }
-        rule.peers = Peers::Listed(listed);
+        allowed = Peers::Listed(listed.into());
     }
-    Ok(rule)
+    Ok(Rule {
+        peers: allowed,
+        traffic: numbers.into_iter().collect(),
+        named: named.into_iter().collect(),
+    })
 }
 
-fn check_size(blocks: &AddressSet, traffic: &[Traffic]) -> Result<(), BadRule> {
-    let single: BTreeSet<&Traffic> = traffic
+fn check_size(blocks: &AddressSet, traffic: &BTreeSet<Traffic>) -> Result<(), BadRule> {
+    let single = traffic
         .iter()
-        .filter(|traffic| matches!(traffic, Traffic::Ports(_, ports) if ports.single().is_some()))
-        .collect();
+        .filter(|traffic| matches!(traffic, Traffic::Ports(_, ports) if ports.single().is_some()));
     let nets = [Family::V4, Family::V6].map(|family| blocks.nets(family).len());
-    let members = (nets[0] + nets[1]).saturating_mul(single.len().max(1));
+    let members = (nets[0] + nets[1]).saturating_mul(single.count().max(1));
     if members > MEMBERS_MAX {
         let limit = MEMBERS_MAX;
         return Err(BadRule::TooLarge { members, limit });
@@ -81,7 +83,9 @@ fn peer(namespace: &NamespaceName, index: usize, entry: &api::Peer) -> Result<Pe
         &entry.ip_block,
     ) {
         (None, None, None) => Err(BadRule::EmptyPeer { index }),
-        (None, None, Some(block)) => addresses(index, block).map(Peer::Addresses),
+        (None, None, Some(block)) => {
+            addresses(index, block).map(|it| Peer::Addresses(Box::new(it)))
+        }
         (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => Err(BadRule::MixedPeer { index }),
         (None, Some(selector), None) => Ok(Peer::Pods(PeerSelector {
             namespaces: Namespaces::Named(namespace.clone()),
@@ -98,14 +102,14 @@ fn peer(namespace: &NamespaceName, index: usize, entry: &api::Peer) -> Result<Pe
 }
 
 pub(super) fn selector(selector: &api::LabelSelector) -> Result<Selector, BadSelector> {
-    let mut understood = Selector::everything();
+    let mut understood = Requirements::default();
     for (key, value) in &selector.match_labels {
         understood.require_label(key, value)?;
     }
     for entry in &selector.match_expressions {
         understood.require(&entry.key, &entry.operator, &entry.values)?;
     }
-    Ok(understood)
+    Ok(understood.into())
 }
 
 fn addresses(index: usize, block: &api::IpBlock) -> Result<AddressSet, BadRule> {
@@ -118,7 +122,7 @@ fn addresses(index: usize, block: &api::IpBlock) -> Result<AddressSet, BadRule> 
             })
     };
     let net = parse(&block.cidr)?;
-    let mut set = AddressSet::block(net);
+    let mut exceptions = Vec::new();
     for text in &block.except {
         let except = parse(text)?;
         let inside = Family::of(&except) == Family::of(&net)
@@ -131,8 +135,10 @@ fn addresses(index: usize, block: &api::IpBlock) -> Result<AddressSet, BadRule> 
                 except: text.clone(),
             });
         }
-        set.subtract(except);
+        exceptions.push(AddressSet::block(except));
     }
+    let mut set = AddressSet::block(net);
+    set.subtract(&AddressSet::union(&exceptions));
     Ok(set)
 }
 

@@ -1,6 +1,5 @@
 //! What a profile's chain and sets are called: by what they are for, never by what is in them.
 
-use std::fmt;
 use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
@@ -18,10 +17,7 @@ const NAME_HASH_BYTES: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SetId {
     kind: SetKind,
-    /// The profile's; `s` for a set that profiles share.
-    direction: char,
-    purpose: char,
-    hash: String,
+    names: [SetName; 2],
 }
 
 impl SetId {
@@ -32,12 +28,8 @@ impl SetId {
             Kind::SinglePorts => (SetKind::NetPort, 'p', String::new()),
             Kind::Range(protocol, ports) => (SetKind::Net, 'r', format!("{protocol} {ports}")),
         };
-        Self {
-            kind,
-            direction: letter(profile.direction),
-            purpose,
-            hash: hash(profile, &detail),
-        }
+        let hash = hash(profile, &detail);
+        Self::named(kind, letter(profile.direction), purpose, &hash)
     }
 
     /// The set of all that a selector selects, whoever needs it; with numbers that they call by a
@@ -62,15 +54,24 @@ impl SetId {
         Self::shared(SetKind::Net, 'b', &text)
     }
 
+    /// `s` stands where a profile's own set has its direction.
     fn shared(kind: SetKind, purpose: char, text: &str) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(text);
-        Self {
+        Self::named(
             kind,
-            direction: 's',
+            's',
             purpose,
-            hash: hex(&hasher.finalize()[..NAME_HASH_BYTES]),
-        }
+            &hex(&hasher.finalize()[..NAME_HASH_BYTES]),
+        )
+    }
+
+    fn named(kind: SetKind, owner: char, purpose: char, hash: &str) -> Self {
+        let names = [4, 6].map(|digit| {
+            SetName::new(&format!("selvage-{owner}{digit}-{purpose}-{hash}"))
+                .expect("29 bytes of letters, digits and dashes")
+        });
+        Self { kind, names }
     }
 
     /// Its kind.
@@ -79,19 +80,11 @@ impl SetId {
     }
 
     /// Its name in a family.
-    pub(crate) fn name(&self, family: Family) -> SetName {
-        let digit = match family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        SetName::new(&format!("selvage-{}{digit}-{self}", self.direction))
-            .expect("29 bytes of letters, digits and dashes")
-    }
-}
-
-impl fmt::Display for SetId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.purpose, self.hash)
+    pub(crate) fn name(&self, family: Family) -> &SetName {
+        match family {
+            Family::V4 => &self.names[0],
+            Family::V6 => &self.names[1],
+        }
     }
 }
 

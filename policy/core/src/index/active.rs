@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use super::members::Members;
 use super::places::Places;
+use super::pods::Pods;
 use super::{Settings, policies_on};
 use crate::fold::Folded;
 use crate::model::{Direction, Labels, NamedPort, NamespaceName, Pod, PodKey, Policy, PolicyKey};
@@ -96,7 +97,7 @@ impl Isolation {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct World<'a> {
     pub(super) places: &'a Places,
-    pub(super) pods: &'a BTreeMap<PodKey, Pod>,
+    pub(super) pods: &'a Pods,
     pub(super) namespaces: &'a BTreeMap<NamespaceName, Labels>,
     pub(super) policies: &'a BTreeMap<PolicyKey, Policy>,
 }
@@ -204,7 +205,7 @@ impl Active {
             if folded != in_use.folded {
                 let sources = InUse::acquire(&folded, &mut self.sources, &mut new);
                 unused.append(&mut std::mem::replace(&mut in_use.sources, sources));
-                in_use.set_folded(folded);
+                in_use.set_folded(folded, &self.families);
                 changed.insert(profile.clone());
             }
         }
@@ -249,7 +250,7 @@ impl Active {
                     } else {
                         let folded = world.fold(&profile);
                         let sources = InUse::acquire(&folded, &mut self.sources, new);
-                        let in_use = InUse::new(folded, sources);
+                        let in_use = InUse::new(folded, sources, &self.families);
                         self.profiles.insert(profile.clone(), in_use);
                         made.insert(profile);
                     }

@@ -26,7 +26,7 @@ impl ByLabel {
         };
         let by_value = self.0.entry(key.to_owned()).or_default();
         for value in values {
-            by_value.entry(value.clone()).or_default().push(number);
+            by_value.entry(value.to_owned()).or_default().push(number);
         }
         true
     }

@@ -47,7 +47,7 @@ impl Index {
             Some(LocalPod {
                 pod,
                 interface: &veths.main,
-                addresses: Cow::Owned(self.places.place(pod).addresses.iter().copied().collect()),
+                addresses: Cow::Owned(self.places.place(pod).addresses.iter().collect()),
             })
         })
     }
@@ -71,13 +71,13 @@ impl Index {
                 found.insert(*address, pod.clone());
             }
         }
-        for pod in self.pods.values().filter(|pod| pod.is_selectable()) {
+        for pod in self.pods.iter().filter(|pod| pod.is_selectable()) {
             for address in pod
                 .addresses
                 .iter()
                 .filter(|address| addresses.contains(address))
             {
-                found.entry(*address).or_insert_with(|| pod.key.clone());
+                found.entry(address).or_insert_with(|| pod.key.clone());
             }
         }
         found

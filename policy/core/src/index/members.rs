@@ -8,7 +8,7 @@ use crate::fold::Stamp;
 use crate::model::{Labels, NamedPort, Namespaces, PeerSelector};
 
 use super::places::Placed;
-use crate::shared::Shared;
+use crate::ruleset::{Family, Member, MemberSet};
 
 /// Something that sets are filled from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +38,7 @@ impl Source {
         if !selected {
             return Vec::new();
         }
-        let addresses = placed.addresses.iter().copied();
+        let addresses = placed.addresses.iter();
         match &self.port {
             None => addresses.map(|address| (address, None)).collect(),
             Some(named) => addresses
@@ -51,11 +51,19 @@ impl Source {
     }
 }
 
+/// An element as a member.
+fn single((address, port): Element) -> Member {
+    Member {
+        net: address.into(),
+        port,
+    }
+}
+
 /// Elements, each with how many selected pods have it: a terminating pod and its successor may
 /// share an address for a while.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members {
-    elements: Shared<Element>,
+    elements: MemberSet,
     /// How many pods beside the first have an element.
     more: BTreeMap<Element, u32>,
 }
@@ -63,20 +71,22 @@ pub(crate) struct Members {
 impl Members {
     /// The elements, in order.
     pub(crate) fn elements(&self) -> impl Iterator<Item = Element> {
-        self.elements.iter().copied()
+        let elements = self.elements.iter();
+        elements.map(|member| (member.net.addr(), member.port))
     }
 
-    /// How many elements there are.
-    pub(super) fn len(&self) -> usize {
-        self.elements.len()
+    /// How many elements of these families there are.
+    pub(super) fn len_of(&self, families: &BTreeSet<Family>) -> usize {
+        let families = families.iter();
+        families.map(|family| self.elements.len_of(*family)).sum()
     }
 
     pub(crate) fn contains(&self, element: Element) -> bool {
-        self.elements.contains(&element)
+        self.elements.contains(&single(element))
     }
 
     pub(super) fn add(&mut self, element: Element) {
-        if !self.elements.insert(element) {
+        if !self.elements.insert(single(element)) {
             *self.more.entry(element).or_default() += 1;
         }
     }
@@ -90,7 +100,7 @@ impl Members {
                 }
             }
             None => {
-                self.elements.remove(&element);
+                self.elements.remove(&single(element));
             }
         }
     }
@@ -108,7 +118,7 @@ impl FromIterator<Element> for Members {
             }
         }
         Self {
-            elements: all.into_iter().collect(),
+            elements: all.into_iter().map(single).collect(),
             more,
         }
     }

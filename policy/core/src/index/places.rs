@@ -132,7 +132,7 @@ impl Places {
                 .copied()
                 .collect();
             let is_routed = |family| main.iter().any(|it| Family::of_address(*it) == family);
-            let told = addresses.iter().copied();
+            let told = addresses.iter();
             let told = told.filter(|address| !is_routed(Family::of_address(*address)));
             let cards = veths.cards.iter().filter_map(routes).flatten().copied();
             addresses = told.chain(main.iter().copied()).chain(cards).collect();
@@ -172,10 +172,10 @@ impl Places {
                 }
             }
             for address in placed.addresses.iter() {
-                if let Some(owners) = self.owners.get_mut(address) {
+                if let Some(owners) = self.owners.get_mut(&address) {
                     owners.remove(key);
                     if owners.is_empty() {
-                        self.owners.remove(address);
+                        self.owners.remove(&address);
                     }
                 }
             }
@@ -191,13 +191,13 @@ impl Places {
             }
             self.local.insert(key.clone(), veths);
             for address in placed.addresses.iter() {
-                self.owners.entry(*address).or_default().insert(key.clone());
-                left.remove(address);
+                self.owners.entry(address).or_default().insert(key.clone());
+                left.remove(&address);
             }
         }
         for address in before.iter().flat_map(|placed| placed.addresses.iter()) {
-            if !self.owners.contains_key(address) {
-                left.insert(*address);
+            if !self.owners.contains_key(&address) {
+                left.insert(address);
             }
         }
     }

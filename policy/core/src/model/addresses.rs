@@ -1,47 +1,35 @@
 //! A pod's few addresses, without a heap's piece for them.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Addresses, each once.
 ///
-/// *Shape*: in order. Up to two, as nearly every pod has, lie in place.
+/// *Shape*: in order. Up to one of each family, as nearly every pod has, lie in place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Addresses(Held);
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Held {
-    #[default]
-    None,
-    One(IpAddr),
-    Two([IpAddr; 2]),
+    Few(Option<Ipv4Addr>, Option<Ipv6Addr>),
     More(Box<[IpAddr]>),
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self::Few(None, None)
+    }
 }
 
 impl Addresses {
     /// The addresses, in order.
-    #[must_use]
-    pub fn as_slice(&self) -> &[IpAddr] {
-        match &self.0 {
-            Held::None => &[],
-            Held::One(address) => std::slice::from_ref(address),
-            Held::Two(addresses) => addresses,
-            Held::More(addresses) => addresses,
-        }
-    }
-
-    /// The addresses, in order.
-    pub fn iter(&self) -> std::slice::Iter<'_, IpAddr> {
-        self.as_slice().iter()
-    }
-}
-
-impl<'a> IntoIterator for &'a Addresses {
-    type Item = &'a IpAddr;
-    type IntoIter = std::slice::Iter<'a, IpAddr>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + Clone {
+        let (v4, v6, more) = match &self.0 {
+            Held::Few(v4, v6) => (*v4, *v6, &[][..]),
+            Held::More(more) => (None, None, &**more),
+        };
+        let few = v4.map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from));
+        few.chain(more.iter().copied())
     }
 }
 
@@ -51,9 +39,10 @@ impl FromIterator<IpAddr> for Addresses {
         all.sort_unstable();
         all.dedup();
         Self(match *all.as_slice() {
-            [] => Held::None,
-            [one] => Held::One(one),
-            [one, two] => Held::Two([one, two]),
+            [] => Held::Few(None, None),
+            [IpAddr::V4(one)] => Held::Few(Some(one), None),
+            [IpAddr::V6(one)] => Held::Few(None, Some(one)),
+            [IpAddr::V4(one), IpAddr::V6(other)] => Held::Few(Some(one), Some(other)),
             _ => Held::More(all.into()),
         })
     }
@@ -67,7 +56,7 @@ impl<const N: usize> From<[IpAddr; N]> for Addresses {
 
 impl PartialEq<BTreeSet<IpAddr>> for Addresses {
     fn eq(&self, other: &BTreeSet<IpAddr>) -> bool {
-        self.iter().eq(other)
+        self.iter().eq(other.iter().copied())
     }
 }
 

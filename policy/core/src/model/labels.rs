@@ -91,24 +91,46 @@ pub enum BadSelector {
 }
 
 /// One condition on one label.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Requirement {
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Requirement {
     /// The label is there with one of these values.
-    In(String, BTreeSet<String>),
+    In(Box<str>, Values),
     /// The label isn't there, or has another value.
-    NotIn(String, BTreeSet<String>),
+    NotIn(Box<str>, Values),
     /// The label is there.
-    Exists(String),
+    Exists(Box<str>),
     /// The label isn't there.
-    DoesNotExist(String),
+    DoesNotExist(Box<str>),
+}
+
+/// Values of a label, in order and each once.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Values(Box<[Box<str>]>);
+
+impl Values {
+    fn contains(&self, value: &str) -> bool {
+        self.0
+            .binary_search_by(|held| held.as_ref().cmp(value))
+            .is_ok()
+    }
+}
+
+impl FromIterator<Box<str>> for Values {
+    fn from_iter<I: IntoIterator<Item = Box<str>>>(values: I) -> Self {
+        let values: BTreeSet<Box<str>> = values.into_iter().collect();
+        Self(values.into_iter().collect())
+    }
 }
 
 /// A set of conditions, all of which must hold.
 ///
 /// *Shape*: in canonical order, so that two ways to write the same conditions are equal. Without
-/// conditions it selects everything.
+/// conditions it selects everything. A cluster has several in each policy, many of them equal: see
+/// [`super::Pool`].
+///
+/// *Cost*: a clone is a counter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Selector(BTreeSet<Requirement>);
+pub struct Selector(pub(super) Arc<[Requirement]>);
 
 impl Selector {
     /// The selector without conditions.
@@ -117,6 +139,37 @@ impl Selector {
         Self::default()
     }
 
+    /// A label that must have one of some values, if there is such a condition.
+    pub(crate) fn wanted_label(&self) -> Option<(&str, impl Iterator<Item = &str>)> {
+        self.0.iter().find_map(|requirement| match requirement {
+            Requirement::In(key, values) => {
+                Some((key.as_ref(), values.0.iter().map(AsRef::as_ref)))
+            }
+            Requirement::NotIn(..) | Requirement::Exists(_) | Requirement::DoesNotExist(_) => None,
+        })
+    }
+
+    /// Whether an object with these labels is selected.
+    #[must_use]
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.0.iter().all(|requirement| match requirement {
+            Requirement::In(key, values) => {
+                labels.get(key).is_some_and(|value| values.contains(value))
+            }
+            Requirement::NotIn(key, values) => {
+                labels.get(key).is_none_or(|value| !values.contains(value))
+            }
+            Requirement::Exists(key) => labels.get(key).is_some(),
+            Requirement::DoesNotExist(key) => labels.get(key).is_none(),
+        })
+    }
+}
+
+/// The conditions of a [`Selector`] to be.
+#[derive(Debug, Default)]
+pub struct Requirements(BTreeSet<Requirement>);
+
+impl Requirements {
     /// Adds the condition that a label has a value.
     ///
     /// *Errors*: [`BadSelector::Key`], [`BadSelector::Value`].
@@ -143,7 +196,7 @@ impl Selector {
                 let (key, operator) = owned();
                 Err(BadSelector::NoValues { key, operator })
             } else {
-                Ok(values.iter().cloned().collect())
+                Ok(values.iter().map(|value| value.as_str().into()).collect())
             }
         };
         let no_values = || {
@@ -155,15 +208,15 @@ impl Selector {
             }
         };
         let requirement = match operator {
-            "In" => Requirement::In(key.to_owned(), some_values()?),
-            "NotIn" => Requirement::NotIn(key.to_owned(), some_values()?),
+            "In" => Requirement::In(key.into(), some_values()?),
+            "NotIn" => Requirement::NotIn(key.into(), some_values()?),
             "Exists" => {
                 no_values()?;
-                Requirement::Exists(key.to_owned())
+                Requirement::Exists(key.into())
             }
             "DoesNotExist" => {
                 no_values()?;
-                Requirement::DoesNotExist(key.to_owned())
+                Requirement::DoesNotExist(key.into())
             }
             _ => {
                 let (key, operator) = owned();
@@ -173,28 +226,11 @@ impl Selector {
         self.0.insert(requirement);
         Ok(())
     }
+}
 
-    /// A label that must have one of some values, if there is such a condition.
-    pub(crate) fn wanted_label(&self) -> Option<(&str, &BTreeSet<String>)> {
-        self.0.iter().find_map(|requirement| match requirement {
-            Requirement::In(key, values) => Some((key.as_str(), values)),
-            Requirement::NotIn(..) | Requirement::Exists(_) | Requirement::DoesNotExist(_) => None,
-        })
-    }
-
-    /// Whether an object with these labels is selected.
-    #[must_use]
-    pub fn matches(&self, labels: &Labels) -> bool {
-        self.0.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => {
-                labels.get(key).is_some_and(|value| values.contains(value))
-            }
-            Requirement::NotIn(key, values) => {
-                labels.get(key).is_none_or(|value| !values.contains(value))
-            }
-            Requirement::Exists(key) => labels.get(key).is_some(),
-            Requirement::DoesNotExist(key) => labels.get(key).is_none(),
-        })
+impl From<Requirements> for Selector {
+    fn from(requirements: Requirements) -> Self {
+        Self(requirements.0.into_iter().collect())
     }
 }
 
@@ -264,9 +300,9 @@ mod tests {
 
     fn selector(key: &str, operator: &str, values: &[&str]) -> Result<Selector, BadSelector> {
         let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
-        let mut selector = Selector::everything();
-        selector.require(key, operator, &values)?;
-        Ok(selector)
+        let mut requirements = Requirements::default();
+        requirements.require(key, operator, &values)?;
+        Ok(requirements.into())
     }
 
     #[test]
@@ -316,9 +352,10 @@ mod tests {
 
     #[test]
     fn every_condition_must_hold() {
-        let mut both = Selector::everything();
+        let mut both = Requirements::default();
         both.require_label("app", "web").unwrap();
         both.require("tier", "Exists", &[]).unwrap();
+        let both = Selector::from(both);
         assert!(both.matches(&labels(&[("app", "web"), ("tier", "1")])));
         assert!(!both.matches(&labels(&[("app", "web")])));
         assert!(!both.matches(&labels(&[("tier", "1")])));
@@ -327,9 +364,10 @@ mod tests {
 
     #[test]
     fn the_same_key_twice_is_two_conditions() {
-        let mut never = Selector::everything();
+        let mut never = Requirements::default();
         never.require_label("app", "web").unwrap();
         never.require_label("app", "db").unwrap();
+        let never = Selector::from(never);
         assert!(!never.matches(&labels(&[("app", "web")])));
     }
 

@@ -1,6 +1,5 @@
 //! Policies: whom they isolate, and whom they let through.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{AddressSet, NamespaceName, Selector};
@@ -55,15 +54,18 @@ pub struct Policy {
     /// The pods of its namespace that it isolates.
     pub subject: Selector,
     /// What may reach them; `None` when it doesn't speak about ingress.
-    pub ingress: Option<Vec<Rule>>,
+    pub ingress: Option<Box<[Rule]>>,
     /// What they may reach; `None` when it doesn't speak about egress.
-    pub egress: Option<Vec<Rule>>,
+    pub egress: Option<Box<[Rule]>>,
 }
 
 impl Policy {
     /// The ports by name that its ingress rules speak of: each subject has numbers of its own.
     pub fn named_ingress(&self) -> impl Iterator<Item = &NamedPort> {
-        self.ingress.iter().flatten().flat_map(|rule| &rule.named)
+        self.ingress
+            .iter()
+            .flatten()
+            .flat_map(|rule| rule.named.iter())
     }
 
     /// The rules of a direction; `None` when the policy doesn't isolate in it.
@@ -77,14 +79,16 @@ impl Policy {
 }
 
 /// One thing that is allowed: these peers on any of this traffic.
+///
+/// *Shape*: traffic and names are in order, each once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// With whom.
     pub peers: Peers,
     /// Which packets.
-    pub traffic: Vec<Traffic>,
+    pub traffic: Box<[Traffic]>,
     /// Which packets, too: those to ports that the pod they go to calls by these names.
-    pub named: BTreeSet<NamedPort>,
+    pub named: Box<[NamedPort]>,
 }
 
 /// A port by name: its number is what the pod that a packet goes to calls so.
@@ -107,7 +111,7 @@ impl fmt::Display for NamedPort {
 /// *Shape*: an IANA service name as Kubernetes checks it: 1 to 15 of `[a-z0-9-]`, at least one
 /// letter, no dash at an end nor beside another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PortName(String);
+pub struct PortName(Box<str>);
 
 /// 15: the API's limit (RFC 6335).
 const PORT_NAME_MAX: usize = 15;
@@ -124,7 +128,7 @@ impl PortName {
             && !name.starts_with('-')
             && !name.ends_with('-')
             && !name.contains("--");
-        well_formed.then(|| Self(name.to_owned()))
+        well_formed.then(|| Self(name.into()))
     }
 }
 
@@ -140,7 +144,7 @@ pub enum Peers {
     /// Anybody: pods, nodes and the world.
     Everyone,
     /// Any of these.
-    Listed(Vec<Peer>),
+    Listed(Box<[Peer]>),
 }
 
 /// Some peers.
@@ -149,7 +153,7 @@ pub enum Peer {
     /// Pods, by label.
     Pods(PeerSelector),
     /// Addresses, whoever has them.
-    Addresses(AddressSet),
+    Addresses(Box<AddressSet>),
 }
 
 /// Pods of some namespaces, by label.

@@ -1,6 +1,7 @@
 //! Interface names and wildcards, all made from the veth naming rule.
 
 use std::fmt;
+use std::sync::Arc;
 
 use sha1::{Digest as _, Sha1};
 use thiserror::Error;
@@ -60,7 +61,7 @@ impl VethPrefix {
     pub fn veth(&self, namespace: &str, pod: &str) -> Interface {
         let digest = Sha1::digest(format!("{namespace}.{pod}"));
         Interface {
-            text: format!("{}{}", self.0, &hex(&digest)[..HASH_DIGITS]),
+            text: format!("{}{}", self.0, &hex(&digest)[..HASH_DIGITS]).into(),
             whole: true,
         }
     }
@@ -93,7 +94,7 @@ impl VethPrefix {
     /// Any interface with the prefix and then these digits.
     pub(crate) fn beginning(&self, digits: &str) -> Interface {
         Interface {
-            text: format!("{}{digits}", self.0),
+            text: format!("{}{digits}", self.0).into(),
             whole: false,
         }
     }
@@ -116,7 +117,7 @@ impl Default for VethPrefix {
 /// *Shape*: only [`VethPrefix`] makes it, so it holds nothing but `[a-z0-9]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interface {
-    text: String,
+    text: Arc<str>,
     whole: bool,
 }
 
@@ -125,9 +126,9 @@ impl Interface {
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         if self.whole {
-            name == self.text
+            name == &*self.text
         } else {
-            name.starts_with(&self.text)
+            name.starts_with(&*self.text)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Names that reach the kernel: they cannot hold a character that would change a restore input.
 
 use std::fmt;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -23,7 +24,7 @@ pub struct BadName {
     max: usize,
 }
 
-fn parse(name: &str, max: usize) -> Result<String, BadName> {
+fn parse(name: &str, max: usize) -> Result<&str, BadName> {
     let ours = name.strip_prefix(PREFIX).is_some_and(|rest| {
         !rest.is_empty()
             && rest
@@ -31,7 +32,7 @@ fn parse(name: &str, max: usize) -> Result<String, BadName> {
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     });
     if ours && name.len() <= max {
-        Ok(name.to_owned())
+        Ok(name)
     } else {
         Err(BadName {
             name: name.to_owned(),
@@ -44,14 +45,14 @@ macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $max:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(String);
+        pub struct $type(Arc<str>);
 
         impl $type {
             /// Checks a name.
             ///
             /// *Errors*: [`BadName`] when the prefix, the alphabet or the length is wrong.
             pub fn new(name: &str) -> Result<Self, BadName> {
-                parse(name, $max).map(Self)
+                parse(name, $max).map(|name| Self(name.into()))
             }
 
             /// The name as the kernel knows it.

@@ -46,6 +46,27 @@ impl PortRange {
         })
     }
 
+    /// From one number to another, if these are ports and in order.
+    pub(crate) fn between(first: u32, last: u32) -> Option<Self> {
+        let port = |number: u32| u16::try_from(number).ok().and_then(NonZeroU16::new);
+        Self::new(port(first)?, port(last)?)
+    }
+
+    /// The first port.
+    pub(crate) fn start(self) -> u32 {
+        self.first.get().into()
+    }
+
+    /// The last port.
+    pub(crate) fn end(self) -> u32 {
+        self.last.get().into()
+    }
+
+    /// The ports that are in both.
+    pub(crate) fn overlap(self, other: Self) -> Option<Self> {
+        Self::new(self.first.max(other.first), self.last.min(other.last))
+    }
+
     /// Whether the range holds a port.
     #[must_use]
     pub fn contains(self, port: u16) -> bool {
@@ -133,7 +154,7 @@ pub enum Action {
     Log {
         /// Which group.
         group: u16,
-        /// What the copy is labelled with: the chain that the rule is in.
+        /// What the copy is labelled with: the chain of the profile.
         chain: ChainName,
     },
     /// On to the next rule, and the flow stays in a set of kind [`SetKind::Guard`] that it is in, for
@@ -202,7 +223,7 @@ impl Chain {
     }
 
     /// The same, with a copy of what the end drops for those who listen to an NFLOG group. `name`
-    /// is its own, which labels the copies.
+    /// labels the copies: that of the chain that packets come in by.
     #[must_use]
     pub fn logging_drops(&self, group: u16, name: &ChainName) -> Self {
         let mut rules = self.rules().to_vec();

@@ -1,5 +1,6 @@
 //! Members into sets and out of them, in batches, and more room for a set that is full.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
 use selvage_policy_core::ruleset::{Family, Member, SetKind, SetName};
@@ -18,19 +19,20 @@ const ROOM_MAX: u32 = 1 << 24;
 const REBUILD: &str = "selvage-rebuild";
 
 impl IpSets {
-    pub(super) fn change<'a>(
+    pub(super) fn change(
         &mut self,
         change: Change,
         name: &SetName,
         family: Family,
         kind: SetKind,
-        members: impl Iterator<Item = &'a Member> + Clone,
+        members: impl Iterator<Item: Borrow<Member>> + Clone,
     ) -> Result<(), Error> {
         for member in members.clone() {
-            if let Some(problem) = wire::misfit(member, family, kind) {
+            let member: Member = *member.borrow();
+            if let Some(problem) = wire::misfit(&member, family, kind) {
                 return Err(Error::BadMember {
                     set: name.clone(),
-                    member: *member,
+                    member,
                     problem,
                 });
             }

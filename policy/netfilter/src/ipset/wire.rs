@@ -1,5 +1,6 @@
 //! Ipset's messages: numbers from `linux/netfilter/ipset/ip_set.h`, members to bytes and back.
 
+use std::borrow::Borrow;
 use std::iter::Peekable;
 use std::net::IpAddr;
 
@@ -156,9 +157,9 @@ pub(super) fn misfit(member: &Member, family: Family, kind: SetKind) -> Option<&
 }
 
 /// Writes as many members as one message holds.
-pub(super) fn write_members<'a>(
+pub(super) fn write_members(
     nest: &mut Message,
-    members: &mut Peekable<impl Iterator<Item = &'a Member>>,
+    members: &mut Peekable<impl Iterator<Item: Borrow<Member>>>,
     line: &mut u32,
 ) {
     let start = nest.len();
@@ -167,7 +168,9 @@ pub(super) fn write_members<'a>(
             return;
         };
         *line += 1;
-        nest.nested(attribute::DATA, |data| write_member(data, member, *line));
+        nest.nested(attribute::DATA, |data| {
+            write_member(data, member.borrow(), *line)
+        });
     }
 }
 

@@ -42,7 +42,7 @@ fn held(node: &mut Watched, family: Family) -> Result<Vec<String>> {
     let SetState::Known { members, .. } = &sets[&name] else {
         panic!("{sets:?}");
     };
-    Ok(members.iter().map(ToString::to_string).collect())
+    Ok(members.iter().map(|member| member.to_string()).collect())
 }
 
 /// Runs these commands, the family's names filled in, and sees them undone by a look at headers.

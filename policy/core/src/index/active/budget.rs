@@ -92,7 +92,7 @@ impl Active {
                 if total <= self.budget {
                     break;
                 }
-                let blocks = in_use.folded.apart().block_members();
+                let blocks = in_use.folded.apart().block_members(&self.families);
                 total = total - weight + blocks + self.share([in_use], &mut shared);
                 turned.push((profile.clone(), Some(blocks)));
             }
@@ -124,7 +124,7 @@ impl Active {
     fn weight(&self, in_use: &InUse) -> usize {
         let sources = in_use.sources.iter();
         let pods: usize = sources
-            .map(|number| self.sources.get(*number).members.len())
+            .map(|number| self.sources.get(*number).members.len_of(&self.families))
             .sum();
         pods + in_use.blocks
     }
@@ -141,7 +141,7 @@ impl Active {
             members += in_use.apart.unwrap_or_default();
             for number in &in_use.sources {
                 if shared.insert(*number) {
-                    members += self.sources.get(*number).members.len();
+                    members += self.sources.get(*number).members.len_of(&self.families);
                 }
             }
         }

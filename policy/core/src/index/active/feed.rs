@@ -23,7 +23,7 @@ impl Feeds {
             self.all.push(None);
             self.all.len() - 1
         });
-        for name in &feed.names {
+        for name in feed.names() {
             self.by_set.insert(name.clone(), number);
         }
         self.all[number] = Some(Arc::new(feed));
@@ -37,7 +37,7 @@ impl Feeds {
 
     pub(super) fn remove(&mut self, number: usize) -> Option<Arc<Feed>> {
         let feed = self.all[number].take()?;
-        for name in &feed.names {
+        for name in feed.names() {
             self.by_set.remove(name);
         }
         self.free.push(number);
@@ -59,6 +59,12 @@ impl Feeds {
         self.by_set.get(set).copied()
     }
 
+    /// A set's name, in the memory that all who use the set share.
+    pub(super) fn shared_name<'a>(&'a self, set: &'a SetId, family: Family) -> &'a SetName {
+        let name = set.name(family);
+        self.filling(name).map_or(name, |feed| feed.name(family))
+    }
+
     /// What fills a set.
     pub(crate) fn filling(&self, set: &SetName) -> Option<&Feed> {
         self.get(self.number(set)?).map(|feed| &**feed)
@@ -68,7 +74,6 @@ impl Feeds {
 /// What fills one set of each family.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    names: [SetName; 2],
     contents: Arc<Contents>,
     /// Sources of addresses, by what these then carry.
     stamped: BTreeMap<Stamp, Vec<usize>>,
@@ -86,9 +91,7 @@ impl Feed {
             .flat_map(|family| contents.block_members(family))
             .filter(|member| member.net.prefix_len() == member.net.max_prefix_len())
             .collect();
-        let id = contents.id();
         Self {
-            names: [id.name(Family::V4), id.name(Family::V6)],
             contents,
             stamped: BTreeMap::new(),
             named: Vec::new(),
@@ -113,10 +116,11 @@ impl Feed {
     }
 
     pub(crate) fn name(&self, family: Family) -> &SetName {
-        match family {
-            Family::V4 => &self.names[0],
-            Family::V6 => &self.names[1],
-        }
+        self.id().name(family)
+    }
+
+    fn names(&self) -> [&SetName; 2] {
+        [Family::V4, Family::V6].map(|family| self.name(family))
     }
 
     /// Its sources, each with what the addresses carry here.

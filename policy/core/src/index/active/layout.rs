@@ -8,7 +8,7 @@ use super::fill::Filled;
 use super::source::Sources;
 use super::{Active, Profile};
 use crate::compile::profile;
-use crate::fold::{Contents, Folded, Stamp};
+use crate::fold::{Contents, Folded, SetId, Stamp};
 use crate::index::members::Source;
 use crate::model::{NamedPort, PeerSelector};
 use crate::ruleset::{Chain, ChainName, Family};
@@ -33,10 +33,10 @@ pub(super) struct InUse {
 
 impl InUse {
     /// One that has one user, and no rules yet.
-    pub(super) fn new(folded: Folded, sources: Vec<usize>) -> Self {
+    pub(super) fn new(folded: Folded, sources: Vec<usize>, families: &BTreeSet<Family>) -> Self {
         Self {
             users: 1,
-            blocks: folded.block_members(),
+            blocks: folded.block_members(families),
             folded,
             apart: None,
             sources,
@@ -46,10 +46,10 @@ impl InUse {
     }
 
     /// Its policies say something else.
-    pub(super) fn set_folded(&mut self, folded: Folded) {
-        self.blocks = folded.block_members();
+    pub(super) fn set_folded(&mut self, folded: Folded, families: &BTreeSet<Family>) {
+        self.blocks = folded.block_members(families);
         if let Some(blocks) = &mut self.apart {
-            *blocks = folded.apart().block_members();
+            *blocks = folded.apart().block_members(families);
         }
         self.folded = folded;
     }
@@ -107,13 +107,23 @@ impl Active {
             let Some(in_use) = self.profiles.get(profile) else {
                 continue;
             };
-            let apart = in_use.apart.map(|_| in_use.folded.apart());
-            let laid_out = apart.as_ref().unwrap_or(&in_use.folded);
+            let laid_out = match in_use.apart {
+                Some(_) => in_use.folded.apart(),
+                None => in_use.folded.clone(),
+            };
+            let sets = laid_out
+                .buckets()
+                .filter_map(|bucket| bucket.set().cloned());
+            let feeds: Vec<usize> = sets
+                .map(|contents| self.acquire_feed(contents, &mut refill))
+                .collect();
             let chains = self.families.iter().map(|family| {
-                let stages = profile::stages(profile.direction, laid_out, *family);
+                let name = |set: &SetId| self.feeds.shared_name(set, *family).clone();
+                let stages = profile::stages(profile.direction, &laid_out, name);
                 let logged = |(name, chain): (ChainName, Chain)| match self.deny_log {
                     Some(group) => {
-                        let chain = chain.logging_drops(group, &name);
+                        // Whichever of its chains drops: the profile's is what is looked for.
+                        let chain = chain.logging_drops(group, laid_out.chain());
                         (name, chain)
                     }
                     None => (name, chain),
@@ -121,14 +131,6 @@ impl Active {
                 (*family, stages.into_iter().map(logged).collect())
             });
             let chains = chains.collect();
-            let sets: Vec<Arc<Contents>> = laid_out
-                .buckets()
-                .filter_map(|bucket| bucket.set().cloned())
-                .collect();
-            let feeds = sets
-                .into_iter()
-                .map(|contents| self.acquire_feed(contents, &mut refill))
-                .collect();
             if let Some(in_use) = self.profiles.get_mut(profile) {
                 in_use.chains = chains;
                 dropped.append(&mut std::mem::replace(&mut in_use.feeds, feeds));
@@ -139,7 +141,7 @@ impl Active {
 
     /// Uses the feed of a set once more, changed to these contents if it has others.
     fn acquire_feed(&mut self, contents: Arc<Contents>, refill: &mut BTreeSet<usize>) -> usize {
-        let known = self.feeds.number(&contents.id().name(Family::V4));
+        let known = self.feeds.number(contents.id().name(Family::V4));
         let number = match known {
             Some(number) => {
                 let same = self

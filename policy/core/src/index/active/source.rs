@@ -8,7 +8,6 @@ use crate::fold::Stamp;
 use crate::index::candidates::Candidates;
 use crate::index::members::{Element, Members, Source, Touched};
 use crate::index::places::Placed;
-use crate::index::pods_of;
 use crate::model::{Labels, NamespaceName, Namespaces};
 use crate::ruleset::Member;
 
@@ -137,7 +136,7 @@ impl Sources {
         let mut numbers = Vec::new();
         for name in namespaces {
             let labels = world.namespaces.get(name);
-            for pod in pods_of(world.pods, name) {
+            for pod in world.pods.of(name) {
                 numbers.clear();
                 candidates.collect(pod, labels, &mut numbers);
                 if numbers.is_empty() {
