@@ -1,6 +1,7 @@
 //! The shipped daemon, started as a process of its own against the replaying server.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -56,6 +57,8 @@ pub struct Launch {
     pub log: String,
     /// More flags of `run`.
     pub flags: Vec<String>,
+    /// Behind which step it shall kill itself, if any.
+    pub failpoint: Option<String>,
 }
 
 impl Launch {
@@ -69,6 +72,7 @@ impl Launch {
             folder: folder.to_owned(),
             log: "info".to_owned(),
             flags: Vec::new(),
+            failpoint: None,
         }
     }
 
@@ -83,10 +87,12 @@ impl Launch {
             folder,
             log,
             flags,
+            failpoint,
         } = self;
         process::is_there(program)?;
         let started = Instant::now();
         let mut child = process::command(program)
+            .envs(failpoint.iter().map(|step| ("SELVAGE_FAILPOINT", step)))
             .args(["--log-format", "json", "--log-level", log])
             .args(["run", "--node-name", NODE, "--backend", backend.as_str()])
             .args(["--metrics-address", "127.0.0.1:9095"])
@@ -195,6 +201,22 @@ impl Agent {
     fn tail(&self) -> String {
         let from = self.said.len().saturating_sub(20);
         self.said[from..].join("\n")
+    }
+
+    /// Whether it has been killed within that time.
+    ///
+    /// *Errors*: it ended otherwise; what it said is in the message.
+    pub fn ended(&mut self, patience: Duration) -> Result<bool> {
+        let child = &mut self.child;
+        let Ok(status) = process::wait_for("the end", patience, || Ok(child.try_wait()?)) else {
+            return Ok(false);
+        };
+        if status.signal() == Some(9) {
+            return Ok(true);
+        }
+        self.said
+            .extend(self.lines.try_iter().map(|line| line.fields.to_string()));
+        bail!("agent: {status}; it said:\n{}", self.tail())
     }
 
     /// Lets it end by itself.

@@ -88,6 +88,16 @@ impl Pod {
         format!("app{}", self.app)
     }
 
+    /// Another pod that is like it.
+    #[must_use]
+    pub fn twin(&self, name: String, address: Ipv4Addr) -> Self {
+        Self {
+            name,
+            address,
+            ..self.clone()
+        }
+    }
+
     /// The pod as the API server tells it.
     #[must_use]
     pub fn object(&self) -> Object {

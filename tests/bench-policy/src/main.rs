@@ -41,6 +41,16 @@ enum Group {
     Effect,
     /// Pods start under packets.
     Starts,
+    /// Flows that a change forbids.
+    Cut,
+    /// The daemon is killed.
+    Kills,
+    /// A foreign hand changes rules.
+    Repair,
+    /// A foreign hand changes sets.
+    Sets,
+    /// A million pods come and go.
+    Growth,
 }
 
 #[derive(Debug, Parser)]
@@ -68,6 +78,11 @@ fn main() -> anyhow::Result<()> {
         Group::Large => row::large::measure(&args.agent, args.backend),
         Group::Churn => row::churn::measure(&args.agent, args.backend),
         Group::Starts => row::starts::measure(&args.agent, args.backend, &node),
+        Group::Growth => row::growth::measure(&args.agent, args.backend),
+        Group::Cut => row::cut::measure(&args.agent, args.backend, &node),
+        Group::Kills => row::kills::measure(&args.agent, args.backend, &node),
+        Group::Repair => row::repair::measure(&args.agent, args.backend, &node),
+        Group::Sets => row::sets::measure(&args.agent, args.backend, &node),
         Group::Effect => row::effect::measure(&args.agent, args.backend, &node),
     }?;
     figures::print(&rows)

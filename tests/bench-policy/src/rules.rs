@@ -224,6 +224,16 @@ impl Chains {
         Ok(Self([v4?, v6?]))
     }
 
+    /// The chain that judges what may reach the pod behind an interface.
+    #[must_use]
+    pub fn profile_of(&self, interface: &str) -> Option<String> {
+        let out = format!(" -o {interface} -g ");
+        let [v4, _] = &self.0;
+        let mut rules = v4.chains.values().flatten();
+        let chain = rules.find_map(|rule| rule.split_once(&out))?.1;
+        chain.split_whitespace().next().map(ToOwned::to_owned)
+    }
+
     /// How many rules.
     #[must_use]
     pub fn rules(&self) -> usize {

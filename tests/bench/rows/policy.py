@@ -14,7 +14,7 @@ from .row import Row
 
 TARGET = "x86_64-unknown-linux-musl"
 BACKENDS = ("nft", "legacy")
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 600
 # How the names of a group's rows begin, and whether each backend has figures of its own.
 GROUPS = {
     "packets": (("policy/first-packet", "policy/established", "policy/connections", "policy/source-check"), True),
@@ -24,6 +24,11 @@ GROUPS = {
     "effect": (("policy/effect-",), False),
     "starts": (("policy/starts-", "policy/first-allowed-"), False),
     "churn": (("policy/cpu-",), False),
+    "cut": (("policy/flow-",), False),
+    "kills": (("policy/kills",), False),
+    "repair": (("policy/repair-rules-",), True),
+    "sets": (("policy/repair-sets-",), False),
+    "growth": (("policy/growth-",), False),
     "large": (("policy/large-",), False),
 }
 # Measured by policy/netfilter/benches/conntrack.rs.

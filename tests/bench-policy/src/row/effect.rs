@@ -57,7 +57,7 @@ pub fn measure(program: &Path, backend: Backend, node: &Node) -> Result<Vec<Row>
     std::thread::scope(|scope| {
         // It ends with the server's watch, or when nobody hears any more.
         let watching = scope.spawn(move || bare.watch_policies(&events));
-        scope.spawn(|| receive(to.netns(), target, &arrived, &stop));
+        scope.spawn(|| receive(to.netns(), target, false, &arrived, &stop));
         scope.spawn(|| send(from.netns(), FROM, target, &stop));
         let rows = rounds(&lab, &arrived, heard);
         stop.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! What enforcement costs a packet, beside conntrack with one ESTABLISHED rule: four nodes, each
-//! a network namespace with two pods, take turns.
+//! What enforcement costs a packet, beside conntrack with one ESTABLISHED rule: nodes, each
+//! a network namespace with two pods, take turns. A fifth is a node whose member budget is too small.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -33,6 +33,9 @@ const TO: Ipv4Addr = Ipv4Addr::new(10, 40, 0, 12);
 
 /// Policies that select both pods, in both directions; how many is what is measured.
 const MANY: u32 = 1_000;
+
+/// Those policies have more members than that, folded, and are laid out apart.
+const TIGHT: &str = "--member-budget=1000";
 
 /// A node with two pods and rules of its own.
 struct Side {
@@ -81,14 +84,20 @@ impl Side {
     }
 
     /// Rules as the daemon makes them for so many policies; then it is ended, and they stay.
-    fn enforce(&self, program: &Path, backend: Backend, policies: u32, check: bool) -> Result<()> {
+    fn enforce(
+        &self,
+        program: &Path,
+        backend: Backend,
+        policies: u32,
+        flags: &[&str],
+    ) -> Result<()> {
         self.netns.run(|| -> Result<()> {
             let server = Server::start()?;
             server.store().fill(self.objects(policies).into_iter());
             let folder = tempfile::tempdir()?;
             let kubeconfig = server.kubeconfig(folder.path())?;
             let mut launch = Launch::new(program, kubeconfig, backend, folder.path());
-            launch.flags = vec![format!("--source-check={check}")];
+            launch.flags = flags.iter().map(ToString::to_string).collect();
             let mut agent = launch.start()?;
             agent.in_force(PATIENCE)?;
             agent.end()
@@ -149,12 +158,15 @@ pub fn measure(program: &Path, backend: Backend) -> Result<Vec<Row>> {
         Side::new("one")?,
         Side::new("many")?,
         Side::new("check")?,
+        Side::new("apart")?,
     ];
-    let [ct, one, many, check] = &sides;
+    let [ct, one, many, check, apart] = &sides;
+    let bare = "--source-check=false";
     ct.conntrack(backend)?;
-    one.enforce(program, backend, 1, false)?;
-    many.enforce(program, backend, MANY, false)?;
-    check.enforce(program, backend, 1, true)?;
+    one.enforce(program, backend, 1, &[bare])?;
+    many.enforce(program, backend, MANY, &[bare])?;
+    check.enforce(program, backend, 1, &["--source-check=true"])?;
+    apart.enforce(program, backend, MANY, &[bare, TIGHT])?;
     packets::stay(CPU)?;
     let mut paths = Vec::new();
     for side in &sides {
@@ -162,7 +174,7 @@ pub fn measure(program: &Path, backend: Backend) -> Result<Vec<Row>> {
         let path = packets::Path::open(from, to).with_context(|| side.name)?;
         paths.push(path);
     }
-    let (mut first, mut established) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);
+    let (mut first, mut established) = ([const { Vec::new() }; 5], [const { Vec::new() }; 5]);
     for _ in 0..ROUNDS {
         for (at, path) in paths.iter_mut().enumerate() {
             first[at].push(path.first()?);
@@ -205,6 +217,12 @@ pub fn measure(program: &Path, backend: Backend) -> Result<Vec<Row>> {
             "ns",
         )
         .at_most(1.1),
+        over(
+            "first-packet-1000-policies-apart-over-folded",
+            &first[4],
+            &first[2],
+            "ns",
+        ),
         over("first-packet-1-policy", &first[1], &first[0], "ns").at_most(first_bar),
         over("established-packet", &established[2], &established[0], "ns").at_most(1.1),
         over("source-check-first-packet", &first[3], &first[1], "ns"),

@@ -142,8 +142,8 @@ fn start(
         }
         let to = |address, port| SocketAddrV4::new(address, port);
         let (stop, into, out, allowed) = (&stop, &into, &out, &allowed);
-        scope.spawn(move || receive(other.netns(), to(OTHER, FORBIDDEN), out, stop));
-        scope.spawn(move || receive(server.netns(), to(SERVER, ALLOWED), allowed, stop));
+        scope.spawn(move || receive(other.netns(), to(OTHER, FORBIDDEN), false, out, stop));
+        scope.spawn(move || receive(server.netns(), to(SERVER, ALLOWED), false, allowed, stop));
         let inward = scope.spawn(move || send(other.netns(), OTHER, to(address, FORBIDDEN), stop));
         // From within, as soon as there is a namespace; until there is an address, nothing leaves.
         let path = format!("/run/netns/{}", interface_name(SPACE, &name));
@@ -155,8 +155,15 @@ fn start(
             })?;
             std::thread::scope(|scope| {
                 let here = &netns;
-                scope
-                    .spawn(move || receive(here, to(Ipv4Addr::UNSPECIFIED, FORBIDDEN), into, stop));
+                scope.spawn(move || {
+                    receive(
+                        here,
+                        to(Ipv4Addr::UNSPECIFIED, FORBIDDEN),
+                        false,
+                        into,
+                        stop,
+                    )
+                });
                 scope.spawn(move || send(here, address, to(SERVER, ALLOWED), stop));
                 send(here, address, to(OTHER, FORBIDDEN), stop)
             })
@@ -227,7 +234,7 @@ fn remote(lab: &Lab, node: &Node, server: &Pod) -> Result<Vec<Row>> {
         let (stop, allowed) = (AtomicBool::new(false), Arrived::default());
         let to = SocketAddrV4::new(SERVER, ALLOWED);
         let took = std::thread::scope(|scope| -> Result<Duration> {
-            let receiver = scope.spawn(|| receive(server.netns(), to, &allowed, &stop));
+            let receiver = scope.spawn(|| receive(server.netns(), to, false, &allowed, &stop));
             let sender = scope.spawn(|| send(machine.netns(), address, to, &stop));
             pause(HOLD / 3);
             let began = Instant::now();
