@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from cluster.config import CACHE, CHECKOUT
-from cluster.progress import step
+from cluster.progress import say, step
 
 from .row import Row
 
@@ -52,8 +52,15 @@ def measure(only: str) -> list[Row]:
         agent, program = _build()
     for group, both in groups.items():
         for backend in BACKENDS if both else BACKENDS[:1]:
-            with step(f"policy: {group}, {backend}"):
-                output = _run(program, group, "--agent", agent, "--backend", backend)
+            try:
+                with step(f"policy: {group}, {backend}"):
+                    output = _run(program, group, "--agent", agent, "--backend", backend)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                # What it said is above; the other groups have figures all the same.
+                say(f"policy: {group}, {backend}: {error}")
+                name = f"{GROUPS[group][0][0].rstrip('-')}-failed-{backend}"
+                rows.append(Row(name, 1, "groups", bar=0))
+                continue
             rows += [_row(one) for one in json.loads(output)]
     return rows
 
