@@ -1,7 +1,7 @@
 //! Drops that are no policy's, each with its reason.
 //!
 //! With the deny log a reason has a chain of its own, which copies what it drops under its name.
-//! Without, a rule drops by itself. What was cut goes to a chain in any case: see [`super::guard`].
+//! Without, a rule drops by itself. What was cut goes to a chain in any case: see `guard.rs`.
 
 use std::collections::BTreeMap;
 

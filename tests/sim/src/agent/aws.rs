@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | §4.1 | constants: loop, gaps, lifetimes, tries | below |
 //! | §4.2 | data store: spread, cooldown counted as available | [`store`] |
-//! | §4.4 | start: describe, tag, one increase, serve | [`Phase::Starting`] |
+//! | §4.4 | start: describe, tag, one increase, serve | `Phase::Starting` |
 //! | §4.5 | warm-pool arithmetic | [`warm`] |
-//! | §4.6 | calls of an increase and of a removal, retryer | [`steps`] |
-//! | §4.10 | reconcile against instance metadata | [`reconcile`] |
-//! | §4.12 | errors with special handling | [`steps`] |
+//! | §4.6 | calls of an increase and of a removal, retryer | `aws/steps.rs` |
+//! | §4.10 | reconcile against instance metadata | `aws/reconcile.rs` |
+//! | §4.12 | errors with special handling | `aws/steps.rs` |
 //!
 //! One thing at a time: the loop waits for each call, and for an interface to appear. Where the source leaves room,
 //! the reading is the one that calls EC2 less and waits less (README.md has the list).
