@@ -9,7 +9,7 @@ use selvage_ipamd::config::RandomizeSnat;
 use selvage_ipamd::hostnet::{Change, Host, Kernel, Pods, PodsV4, Snat};
 
 use crate::world::{
-    INSIDE, NODE, OUTSIDE, PEERED, build, ensure_all, exchange, excluding, listen, node,
+    AWS_MARKS, INSIDE, NODE, OUTSIDE, PEERED, build, ensure_all, exchange, excluding, listen, node,
     not_the_machine, pod, primary, routing, sh, talk, talk_by, third, told, with_v4, words,
 };
 
@@ -365,22 +365,6 @@ async fn pods_in_a_subnet_of_their_own_leave_by_its_router_and_reach_peered_vpcs
     assert_eq!(seen, Some(PEERED.parse().unwrap()));
 }
 
-/// What AWS's agent makes where the tools are nft's, and its question: its chain is of type nat, at -90.
-const AWS_NFT: &str = "nft -f - <<'END'
-table ip aws-cni {
-    chain snat-mark {
-        ip daddr & 255.255.0.0 == 10.40.0.0 counter return
-        counter ct mark set ct mark and 0xffffff7f xor 0x80
-    }
-    chain nat-prerouting {
-        type nat hook prerouting priority -90; policy accept;
-        fib daddr type local return
-        iifname \"eni*\" counter jump snat-mark
-        counter meta mark set ct mark and 0x80
-    }
-}
-END";
-
 #[tokio::test]
 async fn a_chain_of_type_nat_as_awss_agent_makes_it_never_sees_what_kube_proxy_has_translated() {
     build();
@@ -390,7 +374,7 @@ async fn a_chain_of_type_nat_as_awss_agent_makes_it_never_sees_what_kube_proxy_h
     ensure_all(&kernel, &pods).await;
     let service = "10.96.0.11:53".parse().unwrap();
     sh("nft delete table ip aws-cni");
-    sh(AWS_NFT);
+    sh(AWS_MARKS);
     assert!(talk("b", "vpc", OUTSIDE).is_some(), "without a Service");
     let outside = listen("vpc", OUTSIDE, 5353);
     assert_eq!(talk_by("b", &outside, service), None, "by a Service");

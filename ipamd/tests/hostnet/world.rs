@@ -22,6 +22,21 @@ use selvage_ipamd::hostnet::{
 use selvage_ipamd_core::ids::Mac;
 use selvage_nodenet::NetNs;
 
+/// How AWS's agent marks connections where the tools are nft's: a chain of type nat, at -90.
+pub const AWS_MARKS: &str = "nft -f - <<'END'
+table ip aws-cni {
+    chain snat-mark {
+        counter ip daddr & 255.255.0.0 == 10.40.0.0 return
+        counter ct mark set ct mark and 0xffffff7f xor 0x80
+    }
+    chain nat-prerouting {
+        type nat hook prerouting priority -90; policy accept;
+        fib daddr type local return
+        iifname \"eni*\" counter jump snat-mark
+        counter meta mark set ct mark and 0x80
+    }
+}
+END";
 pub const INSIDE: &str = "10.40.16.9";
 pub const OUTSIDE: &str = "198.51.100.10";
 pub const PEERED: &str = "172.31.0.10";

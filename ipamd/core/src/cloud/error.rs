@@ -214,6 +214,11 @@ impl CloudError {
             | CloudErrorKind::Refused => false,
         }
     }
+
+    /// Whether the same call is right to make again: what became of it is not known, or EC2 did not look at it.
+    pub fn is_undecided(&self) -> bool {
+        self.may_have_happened() || self.kind == CloudErrorKind::Throttled
+    }
 }
 
 /// EC2's codes, from its API reference ("Error codes for the Amazon EC2 API"), and what AWS's SDKs count as throttling.

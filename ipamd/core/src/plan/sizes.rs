@@ -13,8 +13,6 @@ pub(crate) struct Sizes {
     pub(crate) available: u32,
     /// Held now or soon (T).
     pub(crate) total: u32,
-    /// Of which pods had lately.
-    cooling: u32,
     /// Of which pods have or had lately.
     pub(crate) used: u32,
     /// More than is used now, but not more than was lately.
@@ -75,7 +73,6 @@ impl Sizes {
                 }
                 sizes.available = sizes.available.saturating_add(free);
                 sizes.total = sizes.total.saturating_add(block.size());
-                sizes.cooling += cooling;
                 sizes.used += block.assigned() + cooling;
                 sizes.blocks += 1;
                 sizes.free_blocks += u32::from(block.is_wholly_free(now));
@@ -109,11 +106,11 @@ impl Sizes {
             }
             (Mode::Addresses, None) => {
                 let per_eni = view.limits.places_per_eni();
-                self.below_or_empty(view, waiting, targets.warm_enis.saturating_mul(per_eni))
+                self.below_or_empty(waiting, targets.warm_enis.saturating_mul(per_eni))
             }
             (Mode::Prefixes, None) => {
                 let wanted = targets.warm_prefixes.saturating_mul(PREFIX_ADDRESSES);
-                self.below_or_empty(view, waiting, wanted)
+                self.below_or_empty(waiting, wanted)
             }
         };
         short.min(self.room(view))
@@ -141,20 +138,13 @@ impl Sizes {
         ask.min(self.room(view)).max(need)
     }
 
-    /// Where whole interfaces or prefixes are counted, what rests after a pod counts as there: it is free again within
-    /// its cooldown, for which no call need be made. But pods that go on coming as they did must find one that is free.
-    /// With target 0 one address is wanted when there is none.
-    fn below_or_empty(&self, view: &View<'_>, waiting: u32, wanted: u32) -> u32 {
-        let coming = (view.pool.demand.trend(view.now) / 2).min(wanted);
-        let wanted = wanted.max(1);
-        let there = self.available.saturating_add(self.cooling);
-        let unserved = waiting.saturating_sub(self.available);
-        if there < wanted || self.available < coming {
-            let short = wanted.saturating_add(waiting).saturating_sub(there);
-            short.max(unserved).max(1)
-        } else {
-            unserved
-        }
+    /// What rests after a pod is not there: who waits does not get it. With target 0 one address is wanted when there
+    /// is none.
+    fn below_or_empty(&self, waiting: u32, wanted: u32) -> u32 {
+        wanted
+            .max(1)
+            .saturating_add(waiting)
+            .saturating_sub(self.available)
     }
 
     /// How many addresses there are too many; with prefixes, in whole ones. What was used lately stays. In ENI mode only

@@ -189,18 +189,10 @@ impl Pool {
         let Some(eni) = self.enis.get_mut(eni) else {
             return;
         };
-        match error.kind {
-            CloudErrorKind::Throttled | CloudErrorKind::Unknown => {
-                eni.retry.fail(FIRST_PAUSE, &mut self.jitter, now);
-            }
-            CloudErrorKind::SubnetExhausted
-            | CloudErrorKind::PrefixesExhausted
-            | CloudErrorKind::NoSuchNetwork
-            | CloudErrorKind::AddressLimit
-            | CloudErrorKind::EniLimit
-            | CloudErrorKind::NotFound
-            | CloudErrorKind::Denied
-            | CloudErrorKind::Refused => eni.untagged.clear(),
+        if error.is_undecided() {
+            eni.retry.fail(FIRST_PAUSE, &mut self.jitter, now);
+        } else {
+            eni.untagged.clear();
         }
     }
 

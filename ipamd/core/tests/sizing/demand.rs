@@ -177,3 +177,20 @@ fn of_many_nodes_that_start_together_some_fill_their_interface_and_the_others_ma
     }
     assert!((5..=15).contains(&making), "{making} of 20");
 }
+
+#[test]
+fn an_address_that_rests_does_not_count_as_one_that_a_pod_can_have() {
+    let mut node = Node::new(Ec2::with_limits(4, 4), Targets::default());
+    node.settle();
+    for _ in 0..3 {
+        assert!(node.add());
+    }
+    node.settle();
+    node.wait(600);
+    assert_eq!(node.tick(), []);
+    assert_eq!(node.sizes(), (2, 6, 3));
+    node.del(1);
+    assert!(node.add());
+    node.settle();
+    assert_eq!(node.sizes(), (3, 9, 5), "two were free, and one rested");
+}

@@ -9,7 +9,7 @@ use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_core::ids::PodName;
 use serde_json::{Value, json};
 
-use crate::world::{NODE, build, namespace_with_veth, operational, sh};
+use crate::world::{AWS_MARKS, NODE, build, namespace_with_veth, operational, sh};
 
 /// Its socket and checkpoint; on the test's own /run.
 pub const RUN: &str = "/var/run/aws-node";
@@ -206,20 +206,7 @@ impl AwsNode {
                 );
             }
             Connmark::Nft => {
-                sh("nft -f - <<'END'
-                    table ip aws-cni {
-                        chain snat-mark {
-                            counter ip daddr & 255.255.0.0 == 10.40.0.0 return
-                            counter ct mark set ct mark and 0xffffff7f xor 0x80
-                        }
-                        chain nat-prerouting {
-                            type nat hook prerouting priority -90; policy accept;
-                            fib daddr type local return
-                            iifname \"eni*\" counter jump snat-mark
-                            counter meta mark set ct mark and 0x80
-                        }
-                    }
-END");
+                sh(AWS_MARKS);
             }
         }
     }

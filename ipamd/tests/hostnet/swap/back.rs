@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::aws_node::{NODE_PORT, RUN, interfaces};
 use super::take_over::{Daemon, add};
-use crate::world::{OUTSIDE, sh, talk};
+use crate::world::{AWS_MARKS, OUTSIDE, sh, talk};
 
 const PODS: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -258,21 +258,13 @@ fn aws_marks_again() {
     sh("
         set -e
         nft add table ip aws-cni
-        nft list chain ip aws-cni nat-prerouting >/dev/null 2>&1 && nft delete chain ip aws-cni nat-prerouting
-        nft -f - <<'END'
-            table ip aws-cni {
-                chain snat-mark {
-                    counter ip daddr & 255.255.0.0 == 10.40.0.0 return
-                    counter ct mark set ct mark and 0xffffff7f xor 0x80
-                }
-                chain nat-prerouting {
-                    type nat hook prerouting priority -90; policy accept;
-                    fib daddr type local return
-                    iifname \"eni*\" counter jump snat-mark
-                    counter meta mark set ct mark and 0x80
-                }
-            }
-END
+        if nft list chain ip aws-cni nat-prerouting >/dev/null 2>&1; then
+            nft delete chain ip aws-cni nat-prerouting
+        fi
+    ");
+    sh(AWS_MARKS);
+    sh("
+        set -e
         iptables-nft -t nat -D PREROUTING -i eni+ -m comment --comment 'AWS, outbound connections' -j AWS-CONNMARK-CHAIN-0
         iptables-nft -t nat -D PREROUTING -m comment --comment 'AWS, CONNMARK' -j CONNMARK --restore-mark --mask 0x80
         iptables-nft -t nat -F AWS-CONNMARK-CHAIN-0

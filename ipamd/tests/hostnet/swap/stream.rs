@@ -15,6 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two messages.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// It goes on for so many messages after it was told to end: what was done meanwhile must have left it whole, however
+/// quickly it was done.
+const AFTERWARDS: u32 = 50;
+
 /// What came of a connection.
 #[derive(Debug)]
 pub struct Told {
@@ -59,7 +63,9 @@ impl Stream {
                 answered: 0,
                 longest: Duration::ZERO,
             };
-            while !stopped.load(Ordering::Relaxed) {
+            let mut left = AFTERWARDS;
+            while left > 0 {
+                left -= u32::from(stopped.load(Ordering::Relaxed));
                 let asked = Instant::now();
                 client.write_all(b"?")?;
                 client.read_exact(&mut [0])?;
@@ -85,7 +91,7 @@ impl Stream {
         }
     }
 
-    /// Ends it: everything that was asked must have been answered.
+    /// Ends it, some messages later: everything that was asked must have been answered.
     pub fn end(self) -> Told {
         self.stop.store(true, Ordering::Relaxed);
         let told = self.client.join().unwrap();

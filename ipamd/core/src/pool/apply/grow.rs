@@ -39,20 +39,8 @@ impl Pool {
     fn not_created(&mut self, request: CreateEni, error: &CloudError, now: Timestamp) {
         self.last_failure = Some(error.to_string());
         let (subnet, want) = (request.subnet_id.clone(), request.want);
-        // What may have been made is asked for again, with the same token, until its fate is known; so is what EC2
-        // did not look at.
-        let same_again = match error.kind {
-            CloudErrorKind::Unknown | CloudErrorKind::Throttled => true,
-            CloudErrorKind::SubnetExhausted
-            | CloudErrorKind::PrefixesExhausted
-            | CloudErrorKind::NoSuchNetwork
-            | CloudErrorKind::AddressLimit
-            | CloudErrorKind::EniLimit
-            | CloudErrorKind::NotFound
-            | CloudErrorKind::Denied
-            | CloudErrorKind::Refused => false,
-        };
-        if same_again {
+        // With the same token, until its fate is known.
+        if error.is_undecided() {
             let creating = Creating {
                 request,
                 in_flight: false,
