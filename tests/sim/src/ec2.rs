@@ -15,58 +15,19 @@ use selvage_ipamd_core::ids::{AttachmentId, EniId, SubnetId, Timestamp};
 use crate::machine::{Machine, NodeId};
 use crate::quota::{Api, Quotas};
 
+mod eni;
+mod refusal;
 mod subnet;
 mod timing;
 
+pub use eni::View;
+pub use refusal::Refusal;
+
+use eni::{Attachment, Eni};
 use subnet::Subnet;
 
 /// When the reply arrives, and what it says.
 pub type Reply<T> = (Timestamp, Result<T, Refusal>);
-
-/// A refusal, in EC2's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
-    /// EC2's code.
-    pub code: &'static str,
-}
-
-impl Refusal {
-    /// An empty bucket's answer.
-    pub const THROTTLED: Self = Self {
-        code: "RequestLimitExceeded",
-    };
-    const NO_ADDRESS: Self = Self {
-        code: "InsufficientFreeAddressesInSubnet",
-    };
-    const NO_BLOCK: Self = Self {
-        code: "InsufficientCidrBlocks",
-    };
-    const ADDRESS_LIMIT: Self = Self {
-        code: "PrivateIpAddressLimitExceeded",
-    };
-    const ATTACHMENT_LIMIT: Self = Self {
-        code: "AttachmentLimitExceeded",
-    };
-    const NO_ENI: Self = Self {
-        code: "InvalidNetworkInterfaceID.NotFound",
-    };
-    const NO_ATTACHMENT: Self = Self {
-        code: "InvalidAttachmentID.NotFound",
-    };
-    const INVALID: Self = Self {
-        code: "InvalidParameterValue",
-    };
-
-    /// Whether the subnet had not enough.
-    pub fn is_exhaustion(self) -> bool {
-        self == Self::NO_ADDRESS || self == Self::NO_BLOCK
-    }
-
-    /// HTTP's status of the answer.
-    pub fn status(self) -> u16 {
-        if self == Self::THROTTLED { 503 } else { 400 }
-    }
-}
 
 /// What a create or an assign asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,98 +36,6 @@ pub enum Ask {
     Addresses(u32),
     /// So many blocks of sixteen.
     Prefixes(u32),
-}
-
-/// An interface as a call describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
-    /// The interface.
-    pub id: EniId,
-    /// Number of its subnet.
-    pub subnet: usize,
-    /// Its own address.
-    pub primary: Ipv4Addr,
-    /// What pods can have of it: /32 and /28, in order.
-    pub blocks: Vec<Ipv4Net>,
-    /// Attachment and device index, if attached.
-    pub attachment: Option<(AttachmentId, u16)>,
-    /// Whether it ends with its instance.
-    pub keep: bool,
-    /// Its tags.
-    pub tags: BTreeMap<String, String>,
-    /// Its description.
-    pub description: String,
-}
-
-#[derive(Debug, Clone)]
-struct Attachment {
-    id: AttachmentId,
-    device_index: u16,
-    since: Timestamp,
-    /// From here on the instance has it.
-    there: Timestamp,
-    /// Detached from here on.
-    until: Option<Timestamp>,
-}
-
-#[derive(Debug, Clone)]
-struct Eni {
-    id: EniId,
-    node: NodeId,
-    subnet: usize,
-    primary: Ipv4Addr,
-    /// Since when each is assigned, and until when it was.
-    blocks: BTreeMap<Ipv4Net, (Timestamp, Option<Timestamp>)>,
-    created: Timestamp,
-    deleted: Option<Timestamp>,
-    attachment: Option<Attachment>,
-    keep: bool,
-    tags: BTreeMap<String, String>,
-    description: String,
-}
-
-impl Eni {
-    fn attached(&self, at: Timestamp) -> bool {
-        self.attachment
-            .as_ref()
-            .is_some_and(|a| a.until.is_none_or(|until| at < until))
-    }
-
-    fn held(&self) -> impl Iterator<Item = Ipv4Net> {
-        self.blocks
-            .iter()
-            .filter(|(_, (_, until))| until.is_none())
-            .map(|(net, _)| *net)
-    }
-
-    /// As it was at a moment.
-    fn view(&self, at: Timestamp, there: bool) -> Option<View> {
-        if at < self.created || self.deleted.is_some_and(|deleted| deleted <= at) {
-            return None;
-        }
-        let shown = |(since, until): &(Timestamp, Option<Timestamp>)| {
-            *since <= at && until.is_none_or(|until| at < until)
-        };
-        let attachment = self.attachment.as_ref().filter(|a| {
-            let from = if there { a.there } else { a.since };
-            from <= at && a.until.is_none_or(|until| at < until)
-        });
-        Some(View {
-            id: self.id.clone(),
-            subnet: self.subnet,
-            primary: self.primary,
-            blocks: self
-                .blocks
-                .iter()
-                .filter(|(_, span)| shown(span))
-                .map(|(net, _)| *net)
-                .collect(),
-            attachment: attachment.map(|a| (a.id.clone(), a.device_index)),
-            keep: self.keep,
-            tags: self.tags.clone(),
-            description: self.description.clone(),
-        })
-    }
 }
 
 /// The region.
