@@ -15,10 +15,10 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use selvage_ipamd_core::ids::Timestamp;
-use selvage_ipamd_core::pool::{Entry, Lease};
+use selvage_ipamd_core::pool::Entry;
 use thiserror::Error;
 use tracing::warn;
 
@@ -68,26 +68,12 @@ pub enum CheckpointError {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Checkpoint {
     /// The leases.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// What rests.
     pub cooling: Resting,
 }
 
 impl Checkpoint {
-    /// What is to be written of a pool.
-    pub fn of(leases: Vec<Lease>, cooling: Resting) -> Self {
-        let entries = leases
-            .into_iter()
-            .map(|lease| Entry {
-                key: lease.key,
-                pod: lease.pod,
-                address: lease.address,
-                since: lease.since,
-            })
-            .collect();
-        Self { entries, cooling }
-    }
-
     /// Reads a checkpoint and what lies beside it; a missing file is a fresh node. What rests is worth a warning, not
     /// a node: if that file alone cannot be understood, nothing rests.
     ///
@@ -142,8 +128,15 @@ impl Checkpoint {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    /// What the file beside it says; `None` if that is not known.
-    resting: Mutex<Option<Resting>>,
+    last: Mutex<Last>,
+}
+
+/// What was written last.
+#[derive(Debug, Default)]
+struct Last {
+    leases: wire::Leases,
+    /// What the file beside it says, in order; `None` if that is not known.
+    resting: Option<Resting>,
 }
 
 impl Store {
@@ -151,22 +144,24 @@ impl Store {
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
-            resting: Mutex::new(None),
+            last: Mutex::default(),
         }
     }
 
-    /// Replaces the files. When this returns, they are on the disk.
+    /// Replaces the files. When this returns, they are on the disk. What rests, and the leases by their keys, are in
+    /// order, as [`Pool`](selvage_ipamd_core::pool::Pool) tells them: in another the files are as right, only slower.
     ///
     /// # Errors
     /// When the system refuses; the old file is whole then.
     ///
-    /// *Cost*: linear in the leases, and one fsync of the file and one of its directory; as much again for what
-    /// rests, if anything has come to rest since.
+    /// *Cost*: linear in the leases, of which only new ones are spelled out, and one fsync of the file and one of its
+    /// directory; as much again for what rests, if anything has come to rest since.
     pub fn write(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = resting
-            .take()
-            .filter(|known| checkpoint.cooling.iter().all(|one| known.contains(one)));
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last.resting.take().filter(|known| {
+            let mut resting = checkpoint.cooling.iter();
+            resting.all(|one| known.binary_search(one).is_ok())
+        });
         let known = match known {
             // What rests no longer does no harm there.
             Some(known) => known,
@@ -176,8 +171,8 @@ impl Store {
                 checkpoint.cooling.clone()
             }
         };
-        *resting = Some(known);
-        replace(&self.path, checkpoint.leases_json())
+        last.resting = Some(known);
+        replace(&self.path, last.leases.json(&checkpoint.entries))
     }
 }
 

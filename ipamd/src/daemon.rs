@@ -311,7 +311,7 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
     ) -> Result<(), RunError> {
         let Shared { host, config, .. } = self.shared.as_ref();
         let links = self.insist("list the links", || host.links()).await;
-        let (here, gone): (Vec<Entry>, Vec<Entry>) = checkpoint
+        let (here, gone): (Vec<Arc<Entry>>, Vec<Arc<Entry>>) = checkpoint
             .entries
             .into_iter()
             .partition(|entry| has_veth(entry, &links));

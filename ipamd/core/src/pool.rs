@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -142,9 +143,9 @@ pub struct Pool {
     /// Attached interfaces that are not ours to use, with their device index: they take room.
     pub(crate) foreign: BTreeMap<EniId, u16>,
     /// Where each lease is; the slot has the rest.
-    pub(crate) leases: BTreeMap<PodKey, (EniId, IpAddr)>,
+    pub(crate) leases: BTreeMap<PodKey, (EniId, Arc<Entry>)>,
     /// Leases whose address the cloud does not show (any more): kept until the pod goes.
-    pub(crate) orphans: BTreeMap<PodKey, Lease>,
+    pub(crate) orphans: BTreeMap<PodKey, Arc<Entry>>,
     /// Creates that are not finished.
     pub(crate) creating: BTreeMap<ClientToken, Creating>,
     /// Addresses that rest after a pod, but that no interface of ours holds: they rest on if they come back.

@@ -11,7 +11,7 @@ use selvage_ipamd_core::fake::{self, Ec2, Fault};
 use selvage_ipamd_core::ids::{EniId, PodKey, PodName, SubnetId, Timestamp};
 use selvage_ipamd_core::limits::Mode;
 use selvage_ipamd_core::plan::{Targets, plan};
-use selvage_ipamd_core::pool::{EniConfig, Entry, Pool, Settings};
+use selvage_ipamd_core::pool::{EniConfig, Pool, Settings};
 
 const COOLDOWN: Duration = Duration::from_secs(30);
 
@@ -292,17 +292,7 @@ impl World {
     }
 
     fn restart(&mut self) {
-        let entries: Vec<Entry> = self
-            .pool
-            .leases()
-            .into_iter()
-            .map(|l| Entry {
-                key: l.key,
-                pod: l.pod,
-                address: l.address,
-                since: l.since,
-            })
-            .collect();
+        let entries = self.pool.entries();
         let resting = self.pool.cooling(self.now);
         self.starts += 1;
         self.pool = Pool::new(&self.ec2.instance(), settings(&self.kind, self.starts));

@@ -183,3 +183,33 @@ fn an_ipv6_nodes_file_is_read_and_written() {
     assert_eq!(checkpoint.entries[0].address, address);
     assert_eq!(checkpoint.leases_json().unwrap(), text.as_bytes());
 }
+
+#[test]
+fn whatever_leases_come_and_go_the_file_is_as_if_it_were_written_anew() {
+    let lease = |pod: u8, time: u64| {
+        let text = AWS.replace("c1", &format!("c1-{pod}"));
+        let mut entry = Entry::clone(&read(&text).unwrap().entries[0]);
+        entry.since = Timestamp::from_unix_nanos(time);
+        Arc::new(entry)
+    };
+    let pods: Vec<_> = (0..5).map(|pod| [lease(pod, 1), lease(pod, 2)]).collect();
+    // Of each pod: none, the one lease, the other.
+    let some = |which: u32| -> Vec<Arc<Entry>> {
+        let of = |(pod, leases): (u32, &[Arc<Entry>; 2])| match which / 3u32.pow(pod) % 3 {
+            0 => None,
+            n => Some(leases[n as usize - 1].clone()),
+        };
+        (0..).zip(&pods).filter_map(of).collect()
+    };
+    let mut leases = wire::Leases::default();
+    let all = 3u32.pow(5);
+    for step in [1, 5, 29, 100, 241] {
+        for at in 0..all {
+            let now = some(at * step % all);
+            let text = leases.json(&now).unwrap();
+            assert_eq!(text, wire::leases_json(&now).unwrap(), "{at} times {step}");
+            let found = Checkpoint::parse(&text, Path::new("/x/ipam.json")).unwrap();
+            assert_eq!(found.entries, now, "{at} times {step}");
+        }
+    }
+}

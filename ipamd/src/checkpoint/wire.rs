@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
 use selvage_ipamd_core::pool::Entry;
@@ -13,8 +14,9 @@ use super::Resting;
 pub(super) const VERSION: &str = "vpc-cni-ipam/1";
 /// The version of ours.
 pub(super) const COOLING_VERSION: &str = "selvage-cooling/1";
-/// About what an allocation takes.
-const ALLOCATION: usize = 256;
+/// What stands around the allocations; see [`VERSION`].
+const HEAD: &[u8] = br#"{"version":"vpc-cni-ipam/1","allocations":["#;
+const TAIL: &[u8] = b"]}";
 
 /// What is wrong with a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,22 +34,54 @@ impl Wrong {
 }
 
 /// Leases as AWS's agent reads them.
-pub(super) fn leases_json(entries: &[Entry]) -> serde_json::Result<Vec<u8>> {
-    let document = Document {
-        version: VERSION.into(),
-        allocations: entries.iter().map(Allocation::of).collect(),
-        cooling: Vec::new(),
-    };
-    let mut text = Vec::with_capacity((entries.len() + 1) * ALLOCATION);
-    serde_json::to_writer(&mut text, &document)?;
-    Ok(text)
+pub(super) fn leases_json(entries: &[Arc<Entry>]) -> serde_json::Result<Vec<u8>> {
+    Leases::default().json(entries)
+}
+
+/// Leases as they were written last: a lease that is there still is not spelled out again.
+#[derive(Debug, Default)]
+pub(super) struct Leases(Vec<(Arc<Entry>, Box<[u8]>)>);
+
+impl Leases {
+    /// Leases as AWS's agent reads them; `entries` in order of their keys.
+    pub(super) fn json(&mut self, entries: &[Arc<Entry>]) -> serde_json::Result<Vec<u8>> {
+        let mut before = std::mem::take(&mut self.0).into_iter().peekable();
+        for entry in entries {
+            while before
+                .next_if(|(old, _)| !Arc::ptr_eq(old, entry) && old.key <= entry.key)
+                .is_some()
+            {}
+            let same = before.next_if(|(old, _)| Arc::ptr_eq(old, entry));
+            self.0.push(match same {
+                Some(line) => line,
+                None => {
+                    let line = serde_json::to_vec(&Allocation::of(entry))?;
+                    (entry.clone(), line.into())
+                }
+            });
+        }
+        let lines: usize = self.0.iter().map(|(_, line)| line.len() + 1).sum();
+        let mut text = Vec::with_capacity(HEAD.len() + lines + TAIL.len());
+        text.extend_from_slice(HEAD);
+        for (at, (_, line)) in self.0.iter().enumerate() {
+            if at > 0 {
+                text.push(b',');
+            }
+            text.extend_from_slice(line);
+        }
+        text.extend_from_slice(TAIL);
+        Ok(text)
+    }
 }
 
 /// What AWS's agent or ours wrote; ours of before wrote into it what rests.
-pub(super) fn parse_leases(text: &[u8]) -> Result<(Vec<Entry>, Resting), Wrong> {
+pub(super) fn parse_leases(text: &[u8]) -> Result<(Vec<Arc<Entry>>, Resting), Wrong> {
     expect_version(text, VERSION)?;
     let document: Document = serde_json::from_slice(text).map_err(Wrong::json)?;
-    let entries = document.allocations.into_iter().map(Allocation::entry);
+    let entries = document
+        .allocations
+        .into_iter()
+        .map(|one| one.entry().map(Arc::new));
     let entries = entries.collect::<Result<_, _>>().map_err(Wrong::Corrupt)?;
     let cooling = document.cooling.into_iter();
     let cooling = cooling.map(|c| (IpAddr::V4(c.ipv4), Timestamp::from_unix_nanos(c.until)));

@@ -353,7 +353,10 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         };
         let now = self.now();
         let start = Instant::now();
-        let checkpoint = Checkpoint::of(self.pool.leases(), self.pool.cooling(now));
+        let checkpoint = Checkpoint {
+            entries: self.pool.entries(),
+            cooling: self.pool.cooling(now),
+        };
         if self.in_memory {
             // Cheaper than waking a thread, and ADD waits for it.
             let result = self.store.write(&checkpoint);

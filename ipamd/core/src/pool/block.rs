@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::ids::{PodKey, PodName, Timestamp};
+use super::restore::Entry;
+use crate::ids::Timestamp;
 
 /// What an address is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +18,7 @@ pub enum Slot {
         freed: Option<Timestamp>,
     },
     /// A pod has it.
-    Assigned {
-        /// Whose.
-        key: PodKey,
-        /// The pod by name.
-        pod: PodName,
-        /// Since when.
-        since: Timestamp,
-    },
+    Assigned(Arc<Entry>),
     /// Was let go lately: others may still send to it.
     Cooling {
         /// From here on it is free.
@@ -37,7 +32,7 @@ impl Slot {
         match self {
             Slot::Free { .. } => true,
             Slot::Cooling { until } => *until <= now,
-            Slot::Assigned { .. } => false,
+            Slot::Assigned(_) => false,
         }
     }
 
@@ -45,14 +40,14 @@ impl Slot {
     pub fn is_cooling(&self, now: Timestamp) -> bool {
         match self {
             Slot::Cooling { until } => now < *until,
-            Slot::Free { .. } | Slot::Assigned { .. } => false,
+            Slot::Free { .. } | Slot::Assigned(_) => false,
         }
     }
 
     /// Whether a pod has it.
     pub fn is_assigned(&self) -> bool {
         match self {
-            Slot::Assigned { .. } => true,
+            Slot::Assigned(_) => true,
             Slot::Free { .. } | Slot::Cooling { .. } => false,
         }
     }
@@ -160,7 +155,7 @@ impl Block {
             .filter_map(|(address, slot)| match slot {
                 Slot::Free { freed } => Some((*freed, *address)),
                 Slot::Cooling { until } if *until <= now => Some((Some(*until), *address)),
-                Slot::Cooling { .. } | Slot::Assigned { .. } => None,
+                Slot::Cooling { .. } | Slot::Assigned(_) => None,
             })
             .min();
         match self.net {
@@ -200,7 +195,7 @@ impl Block {
             .iter()
             .filter_map(move |(address, slot)| match slot {
                 Slot::Cooling { until } if now < *until => Some((*address, *until)),
-                Slot::Cooling { .. } | Slot::Free { .. } | Slot::Assigned { .. } => None,
+                Slot::Cooling { .. } | Slot::Free { .. } | Slot::Assigned(_) => None,
             })
     }
 }
@@ -225,6 +220,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::ids::{PodKey, PodName};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_unix(Duration::from_secs(seconds))
@@ -234,21 +230,22 @@ mod tests {
         Block::new(net.parse().unwrap(), at(0))
     }
 
-    fn assigned() -> Slot {
-        Slot::Assigned {
+    fn assigned(address: IpAddr) -> Slot {
+        Slot::Assigned(Arc::new(Entry {
             key: PodKey {
                 network_name: "aws-cni".into(),
                 container_id: "sandbox".into(),
                 if_name: "eth0".into(),
             },
             pod: PodName::default(),
+            address,
             since: at(0),
-        }
+        }))
     }
 
     fn take(block: &mut Block, now: Timestamp) -> Option<String> {
         let (_, address) = block.next_free(now)?;
-        block.set(address, assigned());
+        block.set(address, assigned(address));
         Some(address.to_string())
     }
 

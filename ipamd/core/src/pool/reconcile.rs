@@ -294,17 +294,10 @@ impl Pool {
         };
         for (address, slot) in block.into_slots() {
             match slot {
-                Slot::Assigned { key, pod, since } => {
-                    self.leases.remove(&key);
-                    let lease = Lease {
-                        key: key.clone(),
-                        pod,
-                        address,
-                        device_index: None,
-                        since,
-                    };
-                    changes.orphaned.push(lease.clone());
-                    self.orphans.insert(key, lease);
+                Slot::Assigned(entry) => {
+                    self.leases.remove(&entry.key);
+                    changes.orphaned.push(Lease::of(&entry, None));
+                    self.orphans.insert(entry.key.clone(), entry);
                 }
                 Slot::Cooling { until } => {
                     self.resting.insert(address, until);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -52,7 +53,7 @@ impl Pool {
     /// When the entries contradict each other; nothing is taken over then.
     pub fn restore(
         &mut self,
-        entries: &[Entry],
+        entries: &[Arc<Entry>],
         resting: &[(IpAddr, Timestamp)],
     ) -> Result<Vec<Lease>, RestoreError> {
         let mut by_address: BTreeMap<IpAddr, &PodKey> = BTreeMap::new();
@@ -74,23 +75,10 @@ impl Pool {
         let mut aside = Vec::new();
         for entry in entries {
             match self.holder(entry.address) {
-                Some(eni) => self.occupy(
-                    &eni,
-                    entry.address,
-                    entry.key.clone(),
-                    entry.pod.clone(),
-                    entry.since,
-                ),
+                Some(eni) => self.occupy(&eni, entry.clone()),
                 None => {
-                    let lease = Lease {
-                        key: entry.key.clone(),
-                        pod: entry.pod.clone(),
-                        address: entry.address,
-                        device_index: None,
-                        since: entry.since,
-                    };
-                    self.orphans.insert(entry.key.clone(), lease.clone());
-                    aside.push(lease);
+                    aside.push(Lease::of(entry, None));
+                    self.orphans.insert(entry.key.clone(), entry.clone());
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! A node on the EC2 in memory.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_ipamd_core::action::Action;
@@ -98,7 +99,7 @@ impl Node {
 
     /// What an earlier process had leased.
     pub fn restore(&mut self, leases: &[Lease]) {
-        let entries: Vec<Entry> = leases
+        let entries: Vec<Arc<Entry>> = leases
             .iter()
             .map(|lease| Entry {
                 key: lease.key.clone(),
@@ -106,6 +107,7 @@ impl Node {
                 address: lease.address,
                 since: lease.since,
             })
+            .map(Arc::new)
             .collect();
         assert_eq!(self.pool.restore(&entries, &[]), Ok(Vec::new()));
     }

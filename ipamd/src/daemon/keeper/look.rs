@@ -139,12 +139,12 @@ fn interface(eni: &Eni, serves: bool, now: Timestamp) -> Interface {
 
 fn block(block: &Block, now: Timestamp) -> view::Block {
     let pods = block.slots().filter_map(|(address, slot)| match slot {
-        Slot::Assigned { key, pod, since } => {
+        Slot::Assigned(entry) => {
             let view = PodView {
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-                network: key.network_name.clone(),
-                since: since.rfc3339(),
+                namespace: entry.pod.namespace.clone(),
+                name: entry.pod.name.clone(),
+                network: entry.key.network_name.clone(),
+                since: entry.since.rfc3339(),
             };
             Some((address, view))
         }

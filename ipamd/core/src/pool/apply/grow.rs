@@ -185,12 +185,12 @@ impl Pool {
         let owners: Vec<_> = self
             .orphans
             .iter()
-            .filter(|(_, lease)| holders(lease.address).contains(&net))
+            .filter(|(_, entry)| holders(entry.address).contains(&net))
             .map(|(key, _)| key.clone())
             .collect();
         for key in owners {
-            if let Some(lease) = self.orphans.remove(&key) {
-                self.occupy(eni, lease.address, lease.key, lease.pod, lease.since);
+            if let Some(entry) = self.orphans.remove(&key) {
+                self.occupy(eni, entry);
             }
         }
     }
