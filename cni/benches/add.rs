@@ -248,7 +248,7 @@ impl Writes {
 /// Rounds of `each` ADDs, one after the other, plugin and floor taking turns; then their DELs.
 fn serial(options: &Options) -> Serial {
     let mut host = Host::open().expect("the node's namespace");
-    let mut pods = Vec::new();
+    let (mut pods, mut bares) = (Vec::new(), Vec::new());
     let mut serial = Serial::default();
     for round in 0..options.serial {
         let before = Writes::now();
@@ -260,6 +260,8 @@ fn serial(options: &Options) -> Serial {
             pods.push(pod);
             let bare = Sandboxed::make("floor", number);
             of_netlink.push(netlink(&mut host, &bare, turn).as_micros());
+            // The kernel cleans up after a namespace later, and holds up who works then.
+            bares.push(bare);
         }
         serial.plugin.push(of_plugin);
         serial.netlink.push(of_netlink);

@@ -115,6 +115,9 @@ pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
     }
 }
 
+// Not inlined into `run`: with the buffers of all of them on its stack, VERSION too would touch pages for them.
+
+#[inline(never)]
 fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
     let AddRequest { sandbox, pod, .. } = add;
     log.with("pod", format!("{}/{}", pod.namespace, pod.name));
@@ -209,6 +212,7 @@ fn give_back(ipamd: &Ipamd, sandbox: &Sandbox, pod: &Pod, log: &mut Log) {
     }
 }
 
+#[inline(never)]
 fn run_del(del: &DelRequest, log: &mut Log) -> Result<(), CniError> {
     let DelRequest { sandbox, pod, .. } = del;
     log.with("pod", format!("{}/{}", pod.namespace, pod.name));
@@ -258,6 +262,7 @@ fn del_as_told(del: &DelRequest, log: &mut Log) -> Result<(), CniError> {
     teardown::unwire(host.socket(), &told.leases).map_err(failed)
 }
 
+#[inline(never)]
 fn run_check(check: &CheckRequest) -> Result<(), CniError> {
     let wrong = |details: String| {
         CniError::new(
@@ -279,6 +284,7 @@ fn run_check(check: &CheckRequest) -> Result<(), CniError> {
     }
 }
 
+#[inline(never)]
 fn run_gc(gc: &GcRequest, log: &mut Log) -> Result<(), CniError> {
     let collected = Ipamd::default().collect(gc).map_err(|error| {
         CniError::new(
@@ -300,6 +306,7 @@ fn run_gc(gc: &GcRequest, log: &mut Log) -> Result<(), CniError> {
     teardown::unwire(host.socket(), &leases).map_err(failed)
 }
 
+#[inline(never)]
 fn run_status() -> Result<(), CniError> {
     Ipamd::default().health().map_err(|error| {
         CniError::new(

@@ -16,10 +16,13 @@ pub fn unwire(socket: &mut Socket, leases: &[Lease]) -> Result<(), Error> {
     let mut first = Ok(());
     for lease in leases {
         let address = IpNet::from(lease.address);
+        // An older agent may have left several rules: that a second one is there too is found out along with the rest.
         let requests = [
             rule::remove_any_table(TO_POD, Direction::To(address)),
             rule::remove_any_table(FROM_POD, Direction::From(address)),
             route::remove(TableId::MAIN, address, None),
+            rule::remove_any_table(TO_POD, Direction::To(address)),
+            rule::remove_any_table(FROM_POD, Direction::From(address)),
         ];
         let results = match socket.run(&requests) {
             Ok(results) => results,
@@ -28,10 +31,9 @@ pub fn unwire(socket: &mut Socket, leases: &[Lease]) -> Result<(), Error> {
                 continue;
             }
         };
-        // An older agent may have left several; one that was there is no proof that it was the last.
         let more = results
             .iter()
-            .take(2)
+            .skip(3)
             .any(|result| result.as_ref().is_ok_and(|reply| reply.changed));
         for result in results {
             first = first.and(result.map(drop));

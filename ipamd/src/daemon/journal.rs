@@ -31,8 +31,6 @@ pub(super) struct Pending {
     pub(super) grant: Grant,
     /// What to undo if the write fails: a lease that nobody knows of yet.
     pub(super) cancel: Option<PodKey>,
-    /// An address taken back is taken back, written or not.
-    pub(super) needs_disk: bool,
 }
 
 /// Counts the states of the pool: which is the latest, which is being written, which is on disk.
@@ -68,19 +66,12 @@ impl Journal {
     }
 
     /// An answer that may go when the present state is on disk.
-    pub(super) fn push(
-        &mut self,
-        reply: Reply,
-        grant: Grant,
-        cancel: Option<PodKey>,
-        needs_disk: bool,
-    ) {
+    pub(super) fn push(&mut self, reply: Reply, grant: Grant, cancel: Option<PodKey>) {
         self.pending.push_back(Pending {
             version: self.latest,
             reply,
             grant,
             cancel,
-            needs_disk,
         });
     }
 
@@ -131,7 +122,7 @@ impl Journal {
     /// any more.
     pub(super) fn withdraw(&mut self, key: &PodKey) {
         for pending in std::mem::take(&mut self.pending) {
-            if pending.needs_disk && pending.grant.lease.key == *key {
+            if pending.grant.lease.key == *key {
                 // Whoever asked may have gone.
                 let _ = pending.reply.send(Err(Refusal::Withdrawn));
             } else {
@@ -168,15 +159,10 @@ impl Pending {
     /// The outcome of the write, and whom to tell.
     pub(super) fn outcome(self, written: Result<(), String>) -> (Reply, Result<Grant, Refusal>) {
         let answer = match written {
-            Err(words) if self.needs_disk => Err(Refusal::Checkpoint(words)),
-            Ok(()) | Err(_) => Ok(self.grant),
+            Err(words) => Err(Refusal::Checkpoint(words)),
+            Ok(()) => Ok(self.grant),
         };
         (self.reply, answer)
-    }
-
-    /// Whether it answers an ADD.
-    pub(super) fn is_add(&self) -> bool {
-        self.needs_disk
     }
 }
 

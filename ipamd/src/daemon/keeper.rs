@@ -171,9 +171,11 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                     while let Ok(request) = inbox.try_recv() {
                         self.answer(request);
                     }
+                    // Answers that wait for no write go out before it.
+                    give_way().await;
                     self.write();
                     // Answers go out before it is thought about what follows from them.
-                    tokio::task::yield_now().await;
+                    give_way().await;
                 }
                 Some(done) = self.work.join_next() => {
                     let done = done.map_err(|e| RunError::Task(e.to_string()))?;
@@ -375,7 +377,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
 
     /// Answers, once what was written is written; an ADD whose pod is to be annotated, a moment later.
     fn deliver(&mut self, pending: Pending, written: Result<(), String>) {
-        let annotate = self.shared.config.annotate_pod_ip && pending.is_add();
+        let annotate = self.shared.config.annotate_pod_ip;
         let (reply, answer) = pending.outcome(written);
         match answer {
             Ok(grant) if annotate => {
@@ -517,6 +519,13 @@ fn reason(error: &CloudError) -> &'static str {
         | CloudErrorKind::NotFound
         | CloudErrorKind::Refused
         | CloudErrorKind::Unknown => "CloudCallFailed",
+    }
+}
+
+/// Lets an answer go out on the wire: it passes the task of its request and that of its connection.
+async fn give_way() {
+    for _ in 0..2 {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -62,7 +62,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         let grant = Grant {
             lease: assignment.lease,
         };
-        self.journal.push(reply, grant, cancel, true);
+        self.journal.push(reply, grant, cancel);
         Ok(())
     }
 
@@ -152,7 +152,9 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         let lease = released.lease;
         info!(pod = %lease.pod, address = %lease.address, "taken back");
         self.after_release(&lease);
-        self.journal.push(reply, Grant { lease }, None, false);
+        // At once: if the daemon dies before it is written, its next start finds a lease without a veth. Whoever asked may
+        // have gone.
+        let _ = reply.send(Ok(Grant { lease }));
     }
 
     fn after_release(&mut self, lease: &Lease) {
