@@ -1,8 +1,8 @@
 //! Answers that wait until what they say is on disk. Requests that come while a write is under way share the next.
 //!
 //! Where a write takes no time that alone would be one for each of a hundred pods that start at once. So in a burst
-//! each write waits for company, a little longer than the one before it: a burst of any length costs some tens of
-//! writes, and its last ADD a few milliseconds. One pod after another waits for nothing.
+//! each write waits for company, a little longer than the one before it, unless company stays away: a burst of any
+//! length costs some tens of writes, and its last ADD a few milliseconds. One pod after another waits for nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,6 +18,9 @@ const BURST: usize = 5;
 const BURST_WITHIN: Duration = Duration::from_millis(16);
 /// A burst is over when there was none for so long; longer than any wait in it.
 const QUIET: Duration = Duration::from_millis(25);
+/// Nobody else comes if nobody came for so many times as long as between the last ones, and so long at least.
+const STAYS_AWAY: u32 = 4;
+const AWAY_AT_LEAST: Duration = Duration::from_millis(3);
 /// How much longer each write of a burst waits, and how long at most.
 const STEP: Duration = Duration::from_millis(2);
 const LONGEST: Duration = Duration::from_millis(20);
@@ -79,7 +82,16 @@ impl Journal {
     pub(super) fn due_at(&self, now: Instant) -> Option<Instant> {
         let due = self.writing.is_none() && !self.stuck && self.written < self.latest;
         let waits = self.last_write.filter(|_| self.is_burst(now));
-        due.then(|| waits.map_or(now, |last| last + self.wait))
+        due.then(|| waits.map_or(now, |last| self.company_until(last + self.wait)))
+    }
+
+    /// Until when a write waits for company, `latest` at most.
+    fn company_until(&self, latest: Instant) -> Instant {
+        let (Some(first), Some(newest)) = (self.recent.front(), self.recent.back()) else {
+            return latest;
+        };
+        let pace = (*newest - *first) / u32::try_from(BURST).unwrap_or(u32::MAX);
+        latest.min(*newest + (pace * STAYS_AWAY).max(AWAY_AT_LEAST))
     }
 
     /// The state to write now, if there is one.
@@ -205,7 +217,7 @@ mod tests {
                 "{gap}: {writes:?}"
             );
             let late = writes.last().unwrap() - changes.last().unwrap();
-            assert!(late <= 20, "{gap}: {late} ms");
+            assert!(late <= 3.max(4 * gap), "{gap}: {late} ms");
         }
     }
 
