@@ -87,7 +87,7 @@ e2e: setup ## the demo as an assertion, and its POLICY=none twin that must fail
 	@$(LAB) e2e
 
 e2e-modes: setup ## every node mode through kubelet: who is seen at the far end; ONLY=part of a run's name
-	@$(LAB) e2e-modes $(ONLY)
+	@$(LAB) e2e-modes $(if $(ONLY),"$(ONLY)")
 
 faults: setup ## random faults while pods come and go, on EC2, metadata and the node; COUNT=n, SEED=n
 	@$(LAB) faults

@@ -1,14 +1,16 @@
-"""The lab's assertions on whole clusters: how labs end, the demo, and the twin that must fail.
+"""The lab's assertions on whole clusters: how labs end, the demo, the twin that must fail, and two of the pairwise runs
+of node modes.
 
 A demo that passes proves little unless the same demo fails where a half is missing: without an
 enforcer every connection that the policies forbid must be made, and no other cell may differ.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import config, demo, endings, lifecycle
+from . import config, demo, endings, lifecycle, modes
 from .matrix import Table
 from .progress import say
 
@@ -65,6 +67,7 @@ SCENARIOS = (
     Scenario("both halves together", _demo(True, CNI="selvage", POLICY="selvage")),
     Scenario("addressing alone enforces nothing", _demo(False, CNI="selvage", POLICY="none")),
     Scenario("enforcement alone, on addresses that are not ours", _demo(True, CNI="ptp", POLICY="selvage")),
+    *(Scenario(f"whom the far end sees: {one.name}", functools.partial(modes.attempt, one)) for one in modes.IN_CI),
 )
 
 
