@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from vpc import layout
 
 from . import builds
-from .config import CHECKOUT, COMPONENTS, Config
+from .config import CACHE, CHECKOUT, COMPONENTS, SETTINGS_OF, Config
 from .progress import say, step, wait_until
 
+# Built for the image, by images/build.sh.
+BINARY = CACHE / "target" / "x86_64-unknown-linux-musl" / "release" / "selvage-ipamd"
 OVERLAYS = CHECKOUT / "tests" / "lab" / "manifests"
 
 
@@ -55,6 +59,18 @@ def apply(lab, vpc) -> None:
     for agent in lab.config.agents():
         with step(f"{agent} Ready on every node"):
             _wait(lab, agent)
+
+
+def max_pods(config: Config, kind: str) -> int:
+    """What our agent says a kubelet of an instance type should be given, in the cluster's mode."""
+    environment = {"PATH": os.environ["PATH"]}
+    for component in COMPONENTS[config.mode]:
+        environment |= SETTINGS_OF[component]
+    done = subprocess.run([str(BINARY), "max-pods", kind], capture_output=True, text=True, timeout=60,
+                          env={**environment, **dict(config.settings)})
+    if done.returncode != 0:
+        raise RuntimeError(f"selvage-ipamd max-pods {kind}: {done.stderr.strip()[-500:]}")
+    return int(done.stdout)
 
 
 def _add_mode(overlays: Path, chosen: str, config: Config) -> None:

@@ -36,6 +36,12 @@ COMPONENTS = {
 # t3.small has 3 ENIs of 4 addresses: a few pods bring a second ENI into use. The ptp plugin
 # only has the primary ENI, which must then hold enough addresses for a node's pods.
 DEFAULT_TYPE = {"selvage": "t3.small", "none": "t3.small", "ptp": "m5.4xlarge"}
+# What a component sets, for those who ask the agent's binary itself.
+SETTINGS_OF = {
+    "prefix-delegation": {"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "1"},
+    "custom-networking": {"AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "true"},
+    "ipv6": {"ENABLE_IPv4": "false", "ENABLE_IPv6": "true", "ENABLE_PREFIX_DELEGATION": "true"},
+}
 
 
 class ConfigError(Exception):

@@ -142,7 +142,7 @@ def _start(config: Config, parts: Path, archives: list[Path]) -> Lab:
             subnets = vpc.peer_subnets if peered else vpc.subnets
             subnet = subnets[number % len(subnets)]
             instance = _run_instance(vpc, name, kind, subnet.id, ipv6)
-            nodes.append(Node(name, instance, _limits(vpc, kind), config, STATE, parts, registry))
+            nodes.append(Node(name, instance, _limits(vpc, kind, config), config, STATE, parts, registry))
     namespaces.write_enter(STATE, parts)
     plane = ControlPlane(Node(CONTROL_PLANE, brain, Limits(0, 0), config, STATE, parts, registry))
     lab = Lab(config, STATE, parts, brain.address)
@@ -165,13 +165,13 @@ def _run_instance(vpc, name: str, kind: str, subnet: str, ipv6: bool):
     return vpc.run_instance(name, kind, subnet, ipv6=ipv6)
 
 
-def _limits(vpc, kind: str) -> Limits:
+def _limits(vpc, kind: str, config: Config) -> Limits:
     answer = vpc.ec2("DescribeInstanceTypes", **{"InstanceType.1": kind})
     enis = answer.findtext(".//networkInfo/maximumNetworkInterfaces")
     addresses = answer.findtext(".//networkInfo/ipv4AddressesPerInterface")
     if not enis or not addresses:
         raise LabError(f"TYPES: EC2 knows no instance type {kind}")
-    return Limits(int(enis), int(addresses))
+    return Limits(int(enis), int(addresses), agents.max_pods(config, kind) if config.cni == "selvage" else None)
 
 
 def _start_plane(plane: ControlPlane) -> None:

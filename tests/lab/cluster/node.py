@@ -13,7 +13,6 @@ from .processes import Registry
 from .progress import wait_until
 
 HERE = Path(__file__).resolve().parent
-MOST_PODS = 110  # EKS's limit for instances of fewer than 30 processors
 VARIANT_TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
 
 
@@ -23,19 +22,17 @@ class Limits:
 
     enis: int
     addresses: int
+    told: int | None = None  # by our agent, how many pods a kubelet should be given
 
     def max_pods(self, config: Config) -> int:
-        """AWS's formula; the two more are pods in the node's own network.
+        """What our agent says; without it AWS's formula, the two more being pods in the node's own network.
 
-        The ptp plugin has the primary ENI alone, and a pod it has no address for would not start. With
-        custom networking the primary ENI serves no pods. A prefix is sixteen addresses, of which EKS
-        lets small instances use 110 in all.
+        The ptp plugin has the primary ENI alone, and a pod it has no address for would not start.
         """
-        enis = 1 if config.cni == "ptp" else self.enis - config.mode.startswith("custom")
-        slots = enis * (self.addresses - 1)
-        if "prefix" in config.mode or config.mode == "ipv6":
-            return min(slots * 16 + 2, MOST_PODS)
-        return slots + 2
+        if self.told is not None:
+            return self.told
+        enis = 1 if config.cni == "ptp" else self.enis
+        return enis * (self.addresses - 1) + 2
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The variables of the lab."""
 import pytest
 
-from cluster.config import CHOICES, COMPONENTS, Config, ConfigError, read
+from cluster.config import CHOICES, COMPONENTS, SETTINGS_OF, Config, ConfigError, read
 from cluster.node import Limits
 
 
@@ -51,10 +51,10 @@ def test_a_mode_says_which_components_and_which_family():
         read({"MODE": "prefix", "CNI": "ptp"})
 
 
-@pytest.mark.parametrize("mode, cni, pods", [
-    ("secondary", "selvage", 29), ("secondary", "ptp", 11), ("custom", "selvage", 20),
-    ("prefix", "selvage", 110), ("custom-prefix", "selvage", 110), ("ipv6", "selvage", 110),
-])
-def test_a_kubelet_is_given_as_many_pods_as_there_will_be_addresses(mode, cni, pods):
-    c5_large = Limits(enis=3, addresses=10)
-    assert c5_large.max_pods(Config(mode=mode, cni=cni)) == pods
+@pytest.mark.parametrize("cni, told, pods", [("selvage", 20, 20), ("none", None, 29), ("ptp", None, 11)])
+def test_a_kubelet_is_given_as_many_pods_as_there_will_be_addresses(cni, told, pods):
+    assert Limits(enis=3, addresses=10, told=told).max_pods(Config(cni=cni)) == pods
+
+
+def test_what_a_component_sets_is_told_to_the_binary_too():
+    assert set(SETTINGS_OF) == {name for names in COMPONENTS.values() for name in names}
