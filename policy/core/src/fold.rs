@@ -285,6 +285,11 @@ impl Contents {
         })
     }
 
+    /// Whether every member that the set can have is a pod's.
+    pub(crate) fn is_of_pods(&self, family: Family) -> bool {
+        self.block_members(family).next().is_none()
+    }
+
     /// Whether a member that no pod is behind holds an address.
     pub(crate) fn blocks_hold(&self, address: IpAddr, stamp: Stamp) -> bool {
         self.fills

@@ -14,6 +14,7 @@
 
 mod active;
 mod candidates;
+mod census;
 mod event;
 mod local;
 mod members;
@@ -31,6 +32,7 @@ use crate::model::{Direction, Labels, NamespaceName, Pod, PodKey, Policy, Policy
 use crate::ruleset::{Chain, ChainName, Family, Interface};
 pub(crate) use active::Feeds;
 use active::{Active, Stale, World};
+use census::Census;
 pub(crate) use members::Members;
 use members::Touched;
 pub(crate) use places::Veths;
@@ -45,6 +47,7 @@ pub struct Index {
     namespaces: BTreeMap<NamespaceName, Labels>,
     policies: BTreeMap<PolicyKey, Policy>,
     places: Places,
+    census: Census,
     unseen: Unseen,
     /// What the local pods need, but for what is `stale`. Members always are right.
     active: Active,
@@ -77,6 +80,7 @@ impl Index {
     pub fn new(settings: Settings) -> Self {
         Self {
             places: Places::new(settings.node.clone(), settings.prefix.clone()),
+            census: Census::default(),
             active: Active::new(&settings),
             settings,
             pods: Pods::default(),
@@ -200,6 +204,7 @@ impl Index {
     fn settle_now(&mut self) {
         let world = World {
             places: &self.places,
+            census: &self.census,
             pods: &self.pods,
             namespaces: &self.namespaces,
             policies: &self.policies,
@@ -248,6 +253,7 @@ impl Index {
         );
         self.places
             .note(before.as_ref(), Some(&after), &mut effects.left);
+        self.census.note(before.as_ref(), Some(&after));
         self.pods.put(pod);
     }
 
@@ -264,6 +270,7 @@ impl Index {
         self.active
             .move_pod(Some((&before, labels)), None, &mut effects.touched);
         self.places.note(Some(&before), None, &mut effects.left);
+        self.census.note(Some(&before), None);
     }
 
     fn set_routes(
@@ -286,6 +293,7 @@ impl Index {
             );
             self.places
                 .note(Some(&before), Some(&after), &mut effects.left);
+            self.census.note(Some(&before), Some(&after));
         }
     }
 
@@ -398,6 +406,7 @@ impl Index {
     fn delta(&mut self, effects: Effects) -> Delta {
         let members = self.active.follow(&effects.touched);
         self.dirty |= self.active.is_over_budget();
+        self.dirty |= self.active.is_settled_for_others(&self.census);
         Delta {
             recompile: self.dirty,
             members: if self.dirty { BTreeMap::new() } else { members },

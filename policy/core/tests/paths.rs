@@ -383,6 +383,51 @@ fn a_pod_is_in_the_chains_once_it_is_bound_and_stays_there_while_it_gets_its_add
 }
 
 #[test]
+fn a_family_without_pods_has_no_sets_of_pods_until_the_first_has_an_address_of_it() {
+    let mut index = Index::new(cluster::settings());
+    index.apply(web(cluster::NODE, "p0", "10.0.0.1"));
+    index.apply(cluster::policy_applied(&json!({
+        "metadata": {"name": "q", "namespace": "n0"},
+        "spec": {
+            "podSelector": {},
+            "ingress": [
+                {"from": [{"podSelector": {}}]},
+                {"from": [{"ipBlock": {"cidr": "2001:db8::/32"}}], "ports": [{"port": 81, "endPort": 90}]},
+                {"ports": [{"port": 80}]},
+            ],
+        },
+    })));
+    let sets = |index: &mut Index, family| {
+        let sets = compile(index, family).sets.into_values();
+        let members = sets.map(|set| set.members.len());
+        // The guard's is there in any case.
+        let mut members: Vec<usize> = members.collect();
+        members.sort_unstable();
+        members
+    };
+    // Of everyone's port there are two halves; the block is IPv6's, and its set is there in both.
+    assert_eq!(sets(&mut index, Family::V4), [0, 0, 1, 2]);
+    assert_eq!(sets(&mut index, Family::V6), [0, 1, 2]);
+    let without = compile(&mut index, Family::V6);
+
+    let first = index.apply(web("there", "p1", "2001:db8::1"));
+    assert!(first.recompile, "rules and sets come with it");
+    assert_eq!(sets(&mut index, Family::V6), [0, 1, 1, 2]);
+    let second = index.apply(web("there", "p2", "2001:db8::2"));
+    assert!(!second.recompile);
+    assert_eq!(second.members.len(), 1);
+    for (pod, recompile) in [("p1", false), ("p2", true)] {
+        let key = PodKey {
+            namespace: NamespaceName::new("n0"),
+            name: pod.to_owned(),
+        };
+        let gone = index.apply(Event::PodDeleted(key, PodUid::new("u0")));
+        assert_eq!(gone.recompile, recompile, "{pod}");
+    }
+    assert_eq!(compile(&mut index, Family::V6), without);
+}
+
+#[test]
 fn a_policy_of_pods_elsewhere_asks_for_nothing() {
     let mut index = Index::new(cluster::settings());
     index.apply(web(cluster::NODE, "p0", "10.0.0.1"));

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from ipamd_node import Answer, Node, Pod, eventually
 from probes import http_get
 
 from vpc import layout
-from vpc.client import Vpc
+from vpc.client import Ec2Error, Vpc
 
 TYPE = "t3.small"  # three interfaces with three pod addresses each: interfaces come and go
 MOST_PODS, LEAST_PODS = 7, 2
 BELIEVED_AFTER = 62.0  # seconds: what changed within a minute may be described as it was
+THROTTLED_FOR = 30.0  # seconds: longer than a fault throttles
 TRY_AGAIN = 11  # CNI specification: the runtime shall call again
 # Few spare addresses and a short rest, so that the pool has to move all the time.
 SETTINGS = {
@@ -33,6 +35,18 @@ SETTINGS = {
     "RECONCILE_SECONDS": "3",
     "AWS_VPC_K8S_CNI_LOGLEVEL": "info",
 }
+
+
+def unthrottled(call: Callable[[], Any]) -> Any:
+    """What a person asks of EC2 while it throttles the node of a fault: asked again for a while."""
+    until = time.monotonic() + THROTTLED_FOR
+    while True:
+        try:
+            return call()
+        except Ec2Error as error:
+            if error.code != "RequestLimitExceeded" or time.monotonic() > until:
+                raise
+            time.sleep(0.3)
 
 
 @dataclass
@@ -66,7 +80,9 @@ class FaultNode:
         """Launches the instance and its daemon."""
         self._generation += 1
         name = f"{self.name}g{self._generation}"
-        self.node = Node(self.vpc, self.nodes, name, self.folder / name, instance_type=TYPE)
+        self.node = unthrottled(
+            lambda: Node(self.vpc, self.nodes, name, self.folder / name, instance_type=TYPE)
+        )
         self.node.start_ready(**self.environment)
 
     @property
@@ -147,7 +163,7 @@ class FaultNode:
             self.delete(name)
         old, instance = self.node, self.instance
         old.stop()
-        self.vpc.terminate(instance)
+        unthrottled(lambda: self.vpc.terminate(instance))
         self._expect_no_interface_of(instance)
         old.metadata.inside.close()
         old.close()

@@ -1,15 +1,17 @@
 //! A profile's chain: NetworkPolicy's stage.
 
 use super::stage::{Decision, Stage, chains};
-use crate::fold::{Bucket, Folded, Kind, SetId};
+use crate::fold::{Bucket, Contents, Folded, Kind, SetId};
 use crate::model::Direction;
 use crate::ruleset::{Chain, ChainName, Match, SetName, Side};
 
 /// The chains of a profile; a packet enters at [`Folded::chain`]. A peer pod that comes or goes
-/// changes no rule. `names` gives the names of sets, so that all who use a set can share its.
+/// changes no rule. A set that `is_void` can have no member, and no rule matches on it; `names` gives the names of
+/// the others, so that all who use a set can share its.
 pub(crate) fn stages(
     direction: Direction,
     folded: &Folded,
+    is_void: impl Fn(&Contents) -> bool,
     names: impl Fn(&SetId) -> SetName,
 ) -> Vec<(ChainName, Chain)> {
     let side = match direction {
@@ -19,6 +21,7 @@ pub(crate) fn stages(
     // Those about ports last: where they are many, they branch.
     let (ranged, others): (Vec<&Bucket>, Vec<&Bucket>) = folded
         .buckets()
+        .filter(|bucket| !bucket.set().is_some_and(|contents| is_void(contents)))
         .partition(|bucket| matches!(bucket.kind(), Kind::Range(..)));
     let buckets = others.into_iter().chain(ranged);
     let rules = buckets.map(|bucket| (matches(bucket, side, &names), Decision::Accept));

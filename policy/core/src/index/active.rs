@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use super::census::Census;
 use super::members::Members;
 use super::places::Places;
 use super::pods::Pods;
@@ -97,6 +98,7 @@ impl Isolation {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct World<'a> {
     pub(super) places: &'a Places,
+    pub(super) census: &'a Census,
     pub(super) pods: &'a Pods,
     pub(super) namespaces: &'a BTreeMap<NamespaceName, Labels>,
     pub(super) policies: &'a BTreeMap<PolicyKey, Policy>,
@@ -115,6 +117,8 @@ pub(super) struct Stale {
 #[derive(Debug)]
 pub(super) struct Active {
     families: BTreeSet<Family>,
+    /// The families that any pod of the cluster has addresses of, as of the last settling.
+    peopled: BTreeSet<Family>,
     deny_log: Option<u16>,
     budget: usize,
     pods: BTreeMap<PodKey, Isolation>,
@@ -131,6 +135,7 @@ impl Active {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             families: settings.families.clone(),
+            peopled: BTreeSet::new(),
             deny_log: settings.deny_log,
             budget: MEMBER_BUDGET,
             pods: BTreeMap::new(),
@@ -211,6 +216,11 @@ impl Active {
         }
         self.sources.count(&new, world);
         changed.extend(self.balance());
+        let peopled = world.census.peopled();
+        if self.peopled != peopled {
+            self.peopled = peopled;
+            changed.extend(self.profiles.keys().cloned());
+        }
         let refill = self.lay_out(&changed, &mut dropped);
         self.fill(&refill);
         for feed in dropped {

@@ -135,7 +135,7 @@ impl Index {
         self.active.members()
     }
 
-    /// The profiles' sets, whole; one without members is there too. Settled by the caller.
+    /// The profiles' sets, whole; one without members is there too, if it can have any. Settled by the caller.
     pub(crate) fn sets(&self, family: Family) -> impl Iterator<Item = (SetName, Set)> {
         self.active.sets(family)
     }

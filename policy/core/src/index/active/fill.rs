@@ -37,9 +37,11 @@ impl Filled {
 }
 
 impl Active {
-    /// The sets, whole; one without members is there too.
+    /// The sets, whole; one without members is there too, if it can have any.
     pub(in crate::index) fn sets(&self, family: Family) -> impl Iterator<Item = (SetName, Set)> {
-        self.feeds.iter().map(move |(number, feed)| {
+        let feeds = self.feeds.iter();
+        let feeds = feeds.filter(move |(_, feed)| !self.is_void(feed.contents(), family));
+        feeds.map(move |(number, feed)| {
             let set = Set {
                 kind: feed.id().kind(),
                 members: self.filled[number].of(family).clone(),

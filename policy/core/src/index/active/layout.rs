@@ -9,6 +9,7 @@ use super::source::Sources;
 use super::{Active, Profile};
 use crate::compile::profile;
 use crate::fold::{Contents, Folded, SetId, Stamp};
+use crate::index::census::Census;
 use crate::index::members::Source;
 use crate::model::{NamedPort, PeerSelector};
 use crate::ruleset::{Chain, ChainName, Family};
@@ -119,7 +120,8 @@ impl Active {
                 .collect();
             let chains = self.families.iter().map(|family| {
                 let name = |set: &SetId| self.feeds.shared_name(set, *family).clone();
-                let stages = profile::stages(profile.direction, &laid_out, name);
+                let is_void = |contents: &Contents| self.is_void(contents, *family);
+                let stages = profile::stages(profile.direction, &laid_out, is_void, name);
                 let logged = |(name, chain): (ChainName, Chain)| match self.deny_log {
                     Some(group) => {
                         // Whichever of its chains drops: the profile's is what is looked for.
@@ -137,6 +139,22 @@ impl Active {
             }
         }
         refill
+    }
+
+    /// Whether a set can have no member: only pods are in it, and none has an address of the family.
+    pub(super) fn is_void(&self, contents: &Contents, family: Family) -> bool {
+        !self.peopled.contains(&family) && contents.is_of_pods(family)
+    }
+
+    /// Whether the first pod of a family has come, or the last one gone, and sets that only pods are in with it.
+    pub(in crate::index) fn is_settled_for_others(&self, census: &Census) -> bool {
+        let peopled = census.peopled();
+        let mut turned = peopled.symmetric_difference(&self.peopled);
+        turned.any(|family| {
+            let mut feeds = self.feeds.iter();
+            self.families.contains(family)
+                && feeds.any(|(_, feed)| feed.contents().is_of_pods(*family))
+        })
     }
 
     /// Uses the feed of a set once more, changed to these contents if it has others.
