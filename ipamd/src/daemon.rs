@@ -18,7 +18,7 @@ use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{Cloud, EniFacts, InstanceFacts, Operation};
 use selvage_ipamd_core::ids::{InstanceType, Timestamp};
 use selvage_ipamd_core::limits::{Limits, Mode};
-use selvage_ipamd_core::pool::{Entry, Pool, RestoreError, Settings};
+use selvage_ipamd_core::pool::{Entry, Lease, Pool, RestoreError, Settings};
 use selvage_ipamd_core::retry::{Jitter, Retry};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -340,7 +340,7 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
         for lease in aside {
             warn!(pod = %lease.pod, address = %lease.address, "pod's address is on no interface");
         }
-        let pods = pod_nets(pool);
+        let pods = pod_nets(pool.leases());
         info!(pods = pods.len(), "pods taken over");
         for error in host.ensure_routing(node, &[], &pods).await.failed {
             // They may work all the same.
@@ -352,9 +352,9 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
 
 /// What the host needs for each pod whose address is on an interface. A pod without a name has no veth that could be
 /// found.
-pub(crate) fn pod_nets(pool: &Pool) -> Vec<PodNet> {
-    let leases = pool.leases().into_iter();
+pub(crate) fn pod_nets(leases: Vec<Lease>) -> Vec<PodNet> {
     leases
+        .into_iter()
         .filter(|lease| !lease.pod.name.is_empty())
         .filter_map(|lease| {
             Some(PodNet {

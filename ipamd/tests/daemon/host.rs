@@ -1,5 +1,6 @@
 //! Looks at the host's network: when, and what follows.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use selvage_ipamd::hostnet::{Change, Obstacle, Part};
@@ -44,6 +45,28 @@ async fn a_disturbance_is_looked_at_within_a_second_and_a_fight_once_a_second() 
     }
     let more = looks(&node) - before;
     assert!((8..=12).contains(&more), "{more} looks in ten seconds");
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_plugin_is_still_making_is_not_repaired_and_looked_at_when_it_must_be_there() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    let old = daemon.add_ok("old").await;
+    settled(&node).await;
+    sleep(Duration::from_secs(10)).await;
+    let asked = || -> Vec<IpAddr> {
+        let pages = node.book.0.lock().unwrap();
+        pages.asked.iter().map(|pod| pod.address).collect()
+    };
+    let young = daemon.add_ok("young").await;
+    let before = looks(&node);
+    node.book.1.notify_one();
+    until("a look", || looks(&node) > before).await;
+    assert_eq!(asked(), [IpAddr::from(old)]);
+    let leased = Instant::now();
+    until("a look at both", || asked().contains(&young.into())).await;
+    assert!(leased.elapsed() <= Duration::from_secs(6));
     daemon.stop().await;
 }
 

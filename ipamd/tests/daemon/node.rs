@@ -47,6 +47,8 @@ pub struct Pages {
     pub forgotten: Vec<IpAddr>,
     /// When it was looked at.
     pub looks: Vec<Instant>,
+    /// The pods that the latest look was about.
+    pub asked: Vec<PodNet>,
     /// What the next look finds.
     pub finds: Looked,
     /// What keeps pods' traffic from passing.
@@ -74,6 +76,7 @@ impl Host for Book {
         if enis.is_empty() {
             pages.pods = pods.to_vec();
         }
+        pages.asked = pods.to_vec();
         pages.looks.push(Instant::now());
         std::mem::take(&mut pages.finds)
     }

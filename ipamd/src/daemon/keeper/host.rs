@@ -1,5 +1,6 @@
 //! The host's network: looked at by time and when somebody has disturbed it, and put right.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ use crate::hostnet::{EniNet, Host, HostError, Looked, Obstacle};
 const SETTLE: Duration = Duration::from_millis(200);
 /// Between two looks that disturbances ask for: somebody who undoes what we do is not fought at full speed.
 const REST: Duration = Duration::from_secs(1);
+
+/// The plugin is still about its work on a pod that has its lease for no longer: what is missing is not to be repaired,
+/// and looked at again then.
+const YOUNG: Duration = Duration::from_secs(5);
 
 /// How much of the host is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +61,16 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             .filter(|eni| eni.stage().is_ready())
             .filter_map(|eni| self.eni_net(eni.id()))
             .collect();
-        let pods = pod_nets(&self.pool);
+        let mut leases = self.pool.leases();
+        if why == Why::Time {
+            let now = self.now();
+            let all = leases.len();
+            leases.retain(|lease| lease.since > now || now.since(lease.since) >= YOUNG);
+            if leases.len() < all {
+                self.timers.disturbed.get_or_insert(Instant::now() + YOUNG);
+            }
+        }
+        let pods = pod_nets(leases);
         let node = node_net(&self.shared.config, &self.instance, &self.vpc);
         let shared = self.shared.clone();
         self.timers.refreshing += 1;
@@ -104,7 +118,8 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             }
         }
         // Whoever let go of an address while we looked has removed what we made again, or will find it gone.
-        let leased: Vec<IpAddr> = pod_nets(&self.pool).iter().map(|p| p.address).collect();
+        let leased = pod_nets(self.pool.leases());
+        let leased: BTreeSet<IpAddr> = leased.iter().map(|pod| pod.address).collect();
         for address in pods.iter().filter(|address| !leased.contains(address)) {
             self.forget(*address);
         }
