@@ -1,7 +1,7 @@
 //! A packet each millisecond, each a new flow or all of one, and when those that arrived were sent.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
 use selvage_tests::Netns;
 
-use crate::process::pause;
+use crate::process::{pause, wait_for};
 
 /// Between packets.
 pub const TICK: Duration = Duration::from_millis(1);
@@ -164,8 +164,15 @@ fn dropped(table: &str, port: u16) -> Option<usize> {
 ///
 /// *Errors*: it cannot connect.
 pub fn upload(netns: &Netns, to: SocketAddrV4, stop: &AtomicBool) -> Result<()> {
-    let stream = netns.run(|| TcpStream::connect_timeout(&SocketAddr::V4(to), PATIENCE))?;
-    let mut stream = stream.with_context(|| format!("connect to {to}"))?;
+    // Whoever accepts may not listen yet.
+    let mut stream = wait_for(&format!("a connection to {to}"), PATIENCE, || {
+        let made = netns.run(|| TcpStream::connect_timeout(&SocketAddr::V4(to), PATIENCE))?;
+        match made {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("connect to {to}")),
+        }
+    })?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     each_tick(stop, || stream.write_all(&stamp()).is_ok());
