@@ -115,8 +115,7 @@ pub fn run(environment: &Environment, stdin: io::Result<&[u8]>) -> Answer {
     }
 }
 
-// Not inlined into `run`: with the buffers of all of them on its stack, VERSION too would touch pages for them.
-
+// No command is inlined into `run`: with the buffers of all on its stack, VERSION too would touch pages for them.
 #[inline(never)]
 fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
     let AddRequest { sandbox, pod, .. } = add;

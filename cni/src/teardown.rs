@@ -31,6 +31,7 @@ pub fn unwire(socket: &mut Socket, leases: &[Lease]) -> Result<(), Error> {
                 continue;
             }
         };
+        // More than two of one kind.
         let more = results
             .iter()
             .skip(3)

@@ -142,7 +142,7 @@ pub struct Pool {
     pub(crate) enis: BTreeMap<EniId, Eni>,
     /// Attached interfaces that are not ours to use, with their device index: they take room.
     pub(crate) foreign: BTreeMap<EniId, u16>,
-    /// Where each lease is; the slot has the rest.
+    /// Each lease and the interface that it is on; its slot there shares the entry.
     pub(crate) leases: BTreeMap<PodKey, (EniId, Arc<Entry>)>,
     /// Leases whose address the cloud does not show (any more): kept until the pod goes.
     pub(crate) orphans: BTreeMap<PodKey, Arc<Entry>>,

@@ -140,13 +140,13 @@ struct Head {
     version: String,
 }
 
-#[derive(Serialize, Deserialize)]
+/// Behind its version, which [`Head`] reads. To be read: it is written by [`Leases`].
+#[derive(Deserialize)]
 struct Document<'a> {
-    version: Cow<'a, str>,
     // Go writes an empty list as null.
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
     allocations: Vec<Allocation<'a>>,
-    #[serde(rename = "selvageCooling", default, skip_serializing)]
+    #[serde(rename = "selvageCooling", default)]
     cooling: Vec<OldCooling>,
 }
 

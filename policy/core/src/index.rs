@@ -406,7 +406,7 @@ impl Index {
     fn delta(&mut self, effects: Effects) -> Delta {
         let members = self.active.follow(&effects.touched);
         self.dirty |= self.active.is_over_budget();
-        self.dirty |= self.active.is_settled_for_others(&self.census);
+        self.dirty |= self.active.is_laid_out_for_other_families(&self.census);
         Delta {
             recompile: self.dirty,
             members: if self.dirty { BTreeMap::new() } else { members },

@@ -27,8 +27,8 @@ done
 
 overlay() { # overlay PATH: the machine's content, with changes that are the node's alone
   name=$(echo "$1" | tr / _)
-  mkdir -p "$own/upper/$name" "$own/work/$name"
-  mount -t overlay -o "lowerdir=$1,upperdir=$own/upper/$name,workdir=$own/work/$name" overlay "$1"
+  mkdir -p "$own/upper/$name" "$own/workdir/$name"
+  mount -t overlay -o "lowerdir=$1,upperdir=$own/upper/$name,workdir=$own/workdir/$name" overlay "$1"
 }
 overlay /etc
 overlay /opt

@@ -65,6 +65,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         if why == Why::Time {
             let now = self.now();
             let all = leases.len();
+            // A lease of the future is one from before the clock was set back.
             leases.retain(|lease| lease.since > now || now.since(lease.since) >= YOUNG);
             if leases.len() < all {
                 self.timers.disturbed.get_or_insert(Instant::now() + YOUNG);

@@ -1,7 +1,7 @@
 """The variables of the lab."""
 import pytest
 
-from cluster.config import CHOICES, COMPONENTS, SETTINGS_OF, Config, ConfigError, read
+from cluster.config import CHECKOUT, CHOICES, COMPONENTS, SETTINGS_OF, Config, ConfigError, read
 from cluster.node import Limits
 
 
@@ -58,3 +58,7 @@ def test_a_kubelet_is_given_as_many_pods_as_there_will_be_addresses(cni, told, p
 
 def test_what_a_component_sets_is_told_to_the_binary_too():
     assert set(SETTINGS_OF) == {name for names in COMPONENTS.values() for name in names}
+    for component, settings in SETTINGS_OF.items():
+        shipped = (CHECKOUT / "manifests" / "components" / component / "kustomization.yaml").read_text()
+        for name, value in settings.items():
+            assert f'{{name: {name}, value: "{value}"}}' in shipped, component

@@ -146,8 +146,9 @@ impl Active {
         !self.peopled.contains(&family) && contents.is_of_pods(family)
     }
 
-    /// Whether the first pod of a family has come, or the last one gone, and sets that only pods are in with it.
-    pub(in crate::index) fn is_settled_for_others(&self, census: &Census) -> bool {
+    /// Whether the first pod of a family has come since the last settling, or the last one gone, and with it sets that
+    /// only pods are in.
+    pub(in crate::index) fn is_laid_out_for_other_families(&self, census: &Census) -> bool {
         let peopled = census.peopled();
         let mut turned = peopled.symmetric_difference(&self.peopled);
         turned.any(|family| {
