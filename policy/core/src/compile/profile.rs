@@ -6,8 +6,8 @@ use crate::model::Direction;
 use crate::ruleset::{Chain, ChainName, Match, SetName, Side};
 
 /// The chains of a profile; a packet enters at [`Folded::chain`]. A peer pod that comes or goes
-/// changes no rule. A set that `is_void` can have no member, and no rule matches on it; `names` gives the names of
-/// the others, so that all who use a set can share its.
+/// changes no rule, unless it is its family's first or last. No rule matches on a set that `is_void`, which can
+/// have no member; `names` gives the names of the others, so that all who use a set can share its.
 pub(crate) fn stages(
     direction: Direction,
     folded: &Folded,
