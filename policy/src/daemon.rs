@@ -11,6 +11,7 @@
 mod cutting;
 mod enforcing;
 mod node;
+mod pace;
 mod pending;
 mod rejected;
 

@@ -7,13 +7,12 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use selvage_netfilter::ipset::Glimpses;
 use selvage_netfilter::{Backend, Kernel, Pace, Step, Suspect, Watcher, choose_backend};
-use selvage_policy_core::index::MemberChange;
+use selvage_policy_core::index::MemberChanges;
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::{Plan, plan};
-use selvage_policy_core::ruleset::{
-    Action, Chain, ChainName, Family, Match, Ruleset, SetKind, SetName,
-};
+use selvage_policy_core::ruleset::{Action, Chain, ChainName, Family, Match, Ruleset, SetKind};
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
@@ -31,9 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the watch on others' hands waits without looking whether anybody listens.
 const WATCH_TICK: Duration = Duration::from_millis(500);
-
-/// Changes of members, by set.
-pub type MemberChanges = BTreeMap<SetName, MemberChange>;
 
 /// How much of ours the kernel holds, all families.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -129,6 +125,7 @@ pub struct Node {
     cleaned: bool,
     suspects: Option<Sender<Suspect>>,
     watching: Option<JoinHandle<()>>,
+    glimpses: Option<Glimpses>,
     /// What the next process believes of the chains, if it is to believe anything.
     record: Option<RecordFile>,
 }
@@ -145,6 +142,7 @@ impl Node {
             cleaned: false,
             suspects: None,
             watching: None,
+            glimpses: None,
             record: None,
         }
     }
@@ -167,6 +165,7 @@ impl Node {
             let families: Vec<Family> = families.iter().copied().collect();
             let watcher = Watcher::open(backend, &families, Pace::default())
                 .inspect_err(|_| self.suspects = Some(suspects.clone()))?;
+            self.glimpses = Some(watcher.glimpses());
             self.watching = Some(std::thread::spawn(move || keep_watch(watcher, &suspects)));
         }
         let mut kernel = Kernel::open(backend, PATIENCE)?;
@@ -424,12 +423,15 @@ impl Dataplane for Node {
         match suspect {
             Suspect::Rules(family) => Ok(!kernel.rules_unchanged(family)?),
             Suspect::Sets => {
+                let glimpse = match self.glimpses.as_ref().and_then(Glimpses::take) {
+                    Some(glimpse) => glimpse,
+                    None => kernel.sets().glimpse()?,
+                };
                 for (family, observed) in &self.known {
                     let sets = observed.sets.iter();
-                    let expected = sets
-                        .map(|(name, state)| (name.clone(), counted(state)))
-                        .collect();
-                    if !kernel.sets_changed(*family, &expected)?.is_empty() {
+                    let expected = sets.map(|(name, state)| (name, counted(state))).collect();
+                    let changed = kernel.sets_changed(*family, &expected, &glimpse)?;
+                    if !changed.is_empty() {
                         return Ok(true);
                     }
                 }
@@ -514,24 +516,16 @@ impl Dataplane for Node {
     fn change_members(&mut self, changes: &MemberChanges) -> Result<Done, Self::Error> {
         self.open(&BTreeSet::new())?;
         let kernel = self.kernel.as_mut().expect("opened above");
+        let added = &mut || failpoint::hit(Failpoint::MembersAdded);
+        kernel.sets().change_members(changes, added)?;
+        failpoint::hit(Failpoint::MembersRemoved);
         for (name, change) in changes {
-            let state = self
-                .known
-                .values_mut()
-                .find_map(|observed| observed.sets.get_mut(name));
-            if !change.add.is_empty() {
-                kernel.sets().add(name, &change.add)?;
-                failpoint::hit(Failpoint::MembersAdded);
-            }
-            if !change.remove.is_empty() {
-                kernel.sets().remove(name, &change.remove)?;
-                failpoint::hit(Failpoint::MembersRemoved);
-            }
+            let known = self.known.values_mut();
+            let state = known
+                .filter_map(|observed| observed.sets.get_mut(name))
+                .next();
             if let Some(SetState::Known { members, .. }) = state {
-                members.extend(&change.add);
-                for gone in &change.remove {
-                    members.remove(gone);
-                }
+                members.clone_from(&change.members);
             }
         }
         let removed = changes.values().flat_map(|change| &change.remove);
@@ -541,7 +535,7 @@ impl Dataplane for Node {
         };
         Ok(Done {
             affected,
-            ..self.done(0, true, 0)
+            ..self.done(0, !changes.is_empty(), 0)
         })
     }
 }

@@ -89,7 +89,7 @@ impl NodeFlows {
 }
 
 /// What the calling thread has used of a processor so far.
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     let used = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(used).unwrap_or_default()
 }

@@ -22,7 +22,7 @@ pub(crate) struct Cluster {
     pub(crate) node: Node,
     pub(crate) kernel: Kernel,
     objects: Vec<Event>,
-    index: Index,
+    pub(crate) index: Index,
 }
 
 impl Cluster {

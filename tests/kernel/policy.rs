@@ -301,9 +301,9 @@ fn a_new_peer_is_a_new_member_and_no_rule_is_written(backend: Backend) -> Result
     assert_eq!(probe(&d, &b, Protocol::Tcp, 80), Outcome::Dropped);
     let delta = cluster.announce_elsewhere("d", D)?;
     assert!(!delta.recompile, "{delta:?}");
-    for (set, change) in &delta.members {
-        cluster.kernel.sets().add(set, &change.add)?;
-    }
+    let changes = cluster.index.take_member_changes();
+    let changes = changes.unwrap_or_default();
+    cluster.kernel.sets().change_members(&changes, &mut || {})?;
     assert_eq!(probe(&d, &b, Protocol::Tcp, 80), Outcome::Reached);
     let todo = cluster.enforce()?;
     assert!(todo.is_empty(), "{todo:?}");

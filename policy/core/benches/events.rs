@@ -265,7 +265,8 @@ impl Node {
             }
             self.known = known;
         } else {
-            for (set, change) in &delta.members {
+            let changes = self.index.take_member_changes().expect("below the budget");
+            for (set, change) in &changes {
                 let mut sets = self
                     .known
                     .iter_mut()
@@ -273,10 +274,7 @@ impl Node {
                 let Some(SetState::Known { members, .. }) = sets.next() else {
                     unreachable!("compiled")
                 };
-                members.extend(&change.add);
-                for member in &change.remove {
-                    members.remove(member);
-                }
+                members.clone_from(&change.members);
                 written += change.add.len() + change.remove.len();
             }
         }

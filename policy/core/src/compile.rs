@@ -44,6 +44,7 @@ pub fn compile(index: &mut Index, family: Family) -> Ruleset {
     index.settle_and_fold();
     let mut chains = frame(index, family);
     index.share(family, &mut chains);
+    index.compiled(family);
     let index = &*index;
     chains.extend(index.profile_chains(family).cloned());
     let mut hooks = BTreeSet::from([hook(BaseChain::Forward, "selvage-forward")]);

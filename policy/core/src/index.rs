@@ -3,7 +3,7 @@
 //! ```text
 //! Event ──► stores: pods, namespaces, policies
 //!             │
-//!             ├─► members of each selector in use, counted by reference ──► Delta.members
+//!             ├─► members of each selector in use, counted by reference ──► MemberChanges
 //!             └─► local pods, their profiles, what these allow          ──► Delta.recompile
 //! ```
 //!
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub use active::{Isolation, MEMBER_BUDGET, MemberUse, Profile};
-pub use event::{Delta, Event, MemberChange, Resource, Settings};
+pub use event::{Delta, Event, MemberChange, MemberChanges, Resource, Settings};
 pub use local::{LocalPod, Unenforced};
 
 use crate::model::{Direction, Labels, NamespaceName, Pod, PodKey, Policy, PolicyKey};
@@ -49,9 +49,13 @@ pub struct Index {
     places: Places,
     census: Census,
     unseen: Unseen,
-    /// What the local pods need, but for what is `stale`. Members always are right.
+    /// What the local pods need, but for what is `stale`, and members for what was `touched`.
     active: Active,
     stale: Stale,
+    /// What sets have not followed yet: many events share the work.
+    touched: Touched,
+    /// How members differ from what was compiled last, since that was asked last.
+    changes: MemberChanges,
     /// Whether something was told that changes chains or whole sets.
     dirty: bool,
     /// Chains that were compiled last: what is the same is shared with what is compiled next.
@@ -88,6 +92,8 @@ impl Index {
             policies: BTreeMap::new(),
             unseen: Unseen::default(),
             stale: Stale::default(),
+            touched: Touched::default(),
+            changes: MemberChanges::new(),
             dirty: true,
             frames: BTreeMap::new(),
         }
@@ -159,6 +165,34 @@ impl Index {
         self.delta(effects)
     }
 
+    /// How members of sets differ from what was compiled last, or from when this was asked last; `None`
+    /// when chains are to be compiled instead: the compiled sets hold the changes.
+    ///
+    /// *Cost*: linear in the members that events have touched, however many events there were.
+    pub fn take_member_changes(&mut self) -> Option<MemberChanges> {
+        self.follow();
+        if self.dirty {
+            return None;
+        }
+        self.active.complete(&mut self.changes);
+        Some(std::mem::take(&mut self.changes))
+    }
+
+    /// Brings the members of sets up to date with the stores, before anybody reads them or gives a
+    /// source's number to another.
+    fn follow(&mut self) {
+        let touched = std::mem::take(&mut self.touched);
+        if !touched.is_empty() {
+            self.active.follow(&touched, &mut self.changes);
+            self.dirty |= self.active.is_over_budget();
+        }
+    }
+
+    /// Everything of a family is compiled: what changes from here on is the difference.
+    pub(crate) fn compiled(&mut self, family: Family) {
+        self.changes.retain(|set, _| set.family() != Some(family));
+    }
+
     /// What the node enforces, by pod, for logs and metrics. Settles first, as compiling does.
     pub fn local_pods(&mut self) -> &BTreeMap<PodKey, Isolation> {
         self.settle();
@@ -196,12 +230,14 @@ impl Index {
 
     /// The same, and takes the occasion to fold again what was laid out apart.
     pub(crate) fn settle_and_fold(&mut self) {
+        self.follow();
         if self.dirty || self.active.is_any_apart() {
             self.settle_now();
         }
     }
 
     fn settle_now(&mut self) {
+        self.follow();
         let world = World {
             places: &self.places,
             census: &self.census,
@@ -404,13 +440,14 @@ impl Index {
     }
 
     fn delta(&mut self, effects: Effects) -> Delta {
-        let members = self.active.follow(&effects.touched);
-        self.dirty |= self.active.is_over_budget();
         self.dirty |= self.active.is_laid_out_for_other_families(&self.census);
+        let Effects { touched, left } = effects;
+        let members = !touched.is_empty();
+        self.touched.extend(touched);
         Delta {
             recompile: self.dirty,
-            members: if self.dirty { BTreeMap::new() } else { members },
-            left: effects.left,
+            members,
+            left,
         }
     }
 }

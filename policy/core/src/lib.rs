@@ -16,10 +16,10 @@
 //! 1. [`convert`] turns each API object into the model; a policy also yields
 //!    [`convert::Problem`]s, to be logged and counted. What they say is denied already.
 //! 2. [`index::Index::apply`] takes [`index::Event`]s, in any order between objects. Its
-//!    [`index::Delta`] says which members of sets changed, or that chains must be compiled.
+//!    [`index::Delta`] says that members of sets may have changed, or that chains must be compiled.
 //! 3. On `delta.recompile`, and at start: [`compile::compile`] for each family, then
 //!    [`plan::plan`] against what was observed, then [`render::render`]. Otherwise
-//!    `delta.members` alone go to the kernel, additions before removals.
+//!    [`index::Index::take_member_changes`] alone go to the kernel, additions before removals.
 //! 4. When that is in force: [`index::Index::judge`], and by it which established flows end.
 #![forbid(unsafe_code)]
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use proptest::sample::select;
 use selvage_policy_core::compile::compile;
-use selvage_policy_core::index::{Delta, Event, Index, Resource};
+use selvage_policy_core::index::{Delta, Event, Index, MemberChanges, Resource};
 use selvage_policy_core::model::{NamespaceName, PodKey, PodUid, PolicyKey};
 use selvage_policy_core::ruleset::{Family, Ruleset};
 use serde_json::{Value, json};
@@ -173,15 +173,25 @@ impl Mirror {
 
     /// Does what a delta says, and insists that it says nothing needless.
     fn follow(&mut self, delta: Delta, index: &mut Index) {
-        if delta.recompile {
-            assert!(
-                delta.members.is_empty(),
-                "the compiled sets hold the changes"
-            );
+        let changes = match delta.recompile {
+            true => None,
+            false => index.take_member_changes(),
+        };
+        let Some(changes) = changes else {
             *self = Self::compiled(index);
+            let then = index.take_member_changes();
+            assert_eq!(
+                then,
+                Some(MemberChanges::new()),
+                "the compiled sets hold them"
+            );
             return;
-        }
-        for (name, change) in delta.members {
+        };
+        assert!(
+            delta.members || changes.is_empty(),
+            "nothing was said to change"
+        );
+        for (name, change) in changes {
             let set = self
                 .rulesets
                 .iter_mut()
@@ -194,6 +204,7 @@ impl Mirror {
                 assert!(set.members.remove(member), "{member} was not in {name}");
             }
             assert!(!(change.add.is_empty() && change.remove.is_empty()));
+            assert_eq!(set.members, change.members, "{name}");
         }
     }
 }
@@ -225,12 +236,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn deltas_lead_to_what_a_fresh_start_compiles(steps in steps()) {
+    fn deltas_lead_to_what_a_fresh_start_compiles(
+        (steps, patience) in (steps(), 1..4_usize)
+    ) {
         let mut truth = Truth::default();
         let mut index = Index::new(cluster::settings());
         let mut mirror = Mirror::compiled(&mut index);
         let mut last = Vec::new();
-        for step in &steps {
+        let mut waiting = Delta::default();
+        for (number, step) in steps.iter().enumerate() {
             let events = truth.take(step, &last);
             for event in &events {
                 let before = local_addresses(&index);
@@ -238,7 +252,12 @@ proptest! {
                 let gone: BTreeSet<IpAddr> =
                     before.difference(&local_addresses(&index)).copied().collect();
                 prop_assert_eq!(&delta.left, &gone, "addresses that left, {:?}", event);
-                mirror.follow(delta, &mut index);
+                waiting.recompile |= delta.recompile;
+                waiting.members |= delta.members;
+                // As many events as one likes share what follows.
+                if patience == 1 {
+                    mirror.follow(std::mem::take(&mut waiting), &mut index);
+                }
             }
             // What a relist removed must not be told again.
             last = if matches!(step, Step::Relist(..)) {
@@ -246,6 +265,10 @@ proptest! {
             } else {
                 events
             };
+            if number % patience != 0 {
+                continue;
+            }
+            mirror.follow(std::mem::take(&mut waiting), &mut index);
             let fresh = Mirror::compiled(&mut truth.index());
             prop_assert_eq!(&mirror.rulesets, &fresh.rulesets, "after {:?}", step);
             prop_assert_eq!(locals(&index), locals(&truth.index()), "after {:?}", step);
@@ -317,7 +340,8 @@ fn a_pod_elsewhere_that_comes_or_goes_changes_members_and_no_chain() {
     let before = compile(&mut index, Family::V4);
     let come = index.apply(web("there", "p1", "10.0.0.2"));
     assert!(!come.recompile);
-    assert_eq!(come.members.len(), 2, "one set of ports, one of the range");
+    let changes = index.take_member_changes().unwrap();
+    assert_eq!(changes.len(), 2, "one set of ports, one of the range");
     let after = compile(&mut index, Family::V4);
     assert_eq!(before.chains, after.chains);
     assert_ne!(before.sets, after.sets);
@@ -342,6 +366,23 @@ fn an_address_that_two_pods_share_leaves_with_the_second() {
         "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]},
     })));
     let before = compile(&mut index, Family::V4);
+    // What comes and goes before anybody asks is no change.
+    let uid = |name: &str| {
+        (
+            PodKey {
+                namespace: NamespaceName::new("n0"),
+                name: name.to_owned(),
+            },
+            PodUid::new("u0"),
+        )
+    };
+    let gone = uid("p9");
+    assert!(
+        index.apply(web("there", "p9", "10.0.0.3")).members,
+        "asked later"
+    );
+    assert!(index.apply(Event::PodDeleted(gone.0, gone.1)).members);
+    assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
     let deltas = [
         (web("there", "p1", "10.0.0.2"), 1, "first in"),
         (web("there", "p2", "10.0.0.2"), 0, "second in"),
@@ -355,7 +396,8 @@ fn an_address_that_two_pods_share_leaves_with_the_second() {
     for (event, sets, message) in deltas {
         let delta = index.apply(event);
         assert!(!delta.recompile, "{message}");
-        assert_eq!(delta.members.len(), sets, "{message}");
+        let changes = index.take_member_changes().unwrap();
+        assert_eq!(changes.len(), sets, "{message}");
     }
     assert_eq!(compile(&mut index, Family::V4), before);
 }
@@ -415,7 +457,7 @@ fn a_family_without_pods_has_no_sets_of_pods_until_the_first_has_an_address_of_i
     assert_eq!(sets(&mut index, Family::V6), [0, 1, 1, 2]);
     let second = index.apply(web("there", "p2", "2001:db8::2"));
     assert!(!second.recompile);
-    assert_eq!(second.members.len(), 1);
+    assert_eq!(index.take_member_changes().unwrap().len(), 1);
     for (pod, recompile) in [("p1", false), ("p2", true)] {
         let key = PodKey {
             namespace: NamespaceName::new("n0"),

@@ -5,6 +5,7 @@
 //! a set of somebody else's.
 
 mod fill;
+mod glimpse;
 mod guard;
 mod wire;
 
@@ -12,6 +13,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use selvage_policy_core::index::MemberChanges;
 use selvage_policy_core::ruleset::{Family, Member, MemberSet, SetKind, SetName};
 
 use crate::error::Error;
@@ -19,6 +21,7 @@ use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
 use crate::socket::Nfnetlink;
 
 use fill::room_for;
+pub use glimpse::{Glimpse, Glimpses};
 pub use guard::Unasked;
 pub(crate) use wire::LINE;
 use wire::{Change, Command, attribute};
@@ -89,6 +92,8 @@ struct Known {
     identity: u32,
     /// `None` for a type that we don't make.
     shape: Option<(Family, SetKind)>,
+    /// When it was made, read or changed here last.
+    seen: Instant,
 }
 
 /// The ipsets of the network namespace that [`IpSets::open`] ran in.
@@ -99,6 +104,8 @@ pub struct IpSets {
     protocol: u8,
     /// What bore each name when it was made here or last read.
     known: BTreeMap<SetName, Known>,
+    /// Where the next look at sets that change all the time begins.
+    turn: usize,
 }
 
 impl IpSets {
@@ -132,6 +139,7 @@ impl IpSets {
             socket,
             protocol: newest.min(PROTOCOL),
             known: BTreeMap::new(),
+            turn: 0,
         })
     }
 
@@ -183,6 +191,26 @@ impl IpSets {
     pub fn remove(&mut self, name: &SetName, members: &BTreeSet<Member>) -> Result<(), Error> {
         let (family, kind) = self.shape(name)?;
         self.change(Change::Remove, name, family, kind, members.iter())
+    }
+
+    /// Changes members of many sets: whatever goes in goes in before anything goes out, and `between` is
+    /// told of the moment. Makes room where a set is full.
+    ///
+    /// *Errors*: as [`IpSets::add`]; some sets are changed then and some are not.
+    ///
+    /// *Cost*: 2 µs a set beside its members, and 0.4 µs a member.
+    pub fn change_members(
+        &mut self,
+        changes: &MemberChanges,
+        between: &mut dyn FnMut(),
+    ) -> Result<(), Error> {
+        let add = changes.iter().map(|(name, change)| (name, &change.add));
+        for full in self.change_all(Change::Add, add)? {
+            self.rebuild(full, &changes[full].add)?;
+        }
+        between();
+        let remove = changes.iter().map(|(name, change)| (name, &change.remove));
+        self.change_all(Change::Remove, remove).map(drop)
     }
 
     /// Takes every member out of a set.
@@ -256,31 +284,9 @@ impl IpSets {
         let known = Known {
             identity: header.identity,
             shape: header.family.zip(header.kind),
+            seen: Instant::now(),
         };
         self.known.insert(header.name.clone(), known);
-    }
-
-    /// See [`crate::Kernel::sets_changed`].
-    pub(crate) fn differing(
-        &mut self,
-        family: Family,
-        expected: &BTreeMap<SetName, Option<u32>>,
-    ) -> Result<BTreeSet<SetName>, Error> {
-        let headers = self.list()?;
-        let found: BTreeMap<&SetName, &Header> = headers.iter().map(|it| (&it.name, it)).collect();
-        let differs = |(name, members): &(&SetName, &Option<u32>)| {
-            let Some(header) = found.get(*name) else {
-                return true;
-            };
-            let known = self.known.get(*name);
-            header.kind.is_none()
-                || header.family != Some(family)
-                || members.is_some_and(|members| members != header.members)
-                || known.is_some_and(|known| known.identity != header.identity)
-                || header.references == 0
-        };
-        let names = expected.iter().filter(differs);
-        Ok(names.map(|(name, _)| name.clone()).collect())
     }
 
     /// Our sets of both families, by name.

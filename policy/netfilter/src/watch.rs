@@ -9,8 +9,8 @@
 //!                                          └─ not so ─> observe, plan, apply
 //! ```
 //!
-//! A [`Watcher`] reads nothing of ours and remembers nothing, so it may live on a thread of its
-//! own. What it suspects, [`crate::Kernel`] checks: our own commits end there.
+//! A [`Watcher`] reads nothing of ours but the sets' headers and remembers nothing, so it may live on a
+//! thread of its own. What it suspects, [`crate::Kernel`] checks: our own commits end there.
 
 mod lock;
 mod notify;
@@ -27,9 +27,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use selvage_policy_core::ruleset::Family;
 
 use crate::error::Error;
+use crate::ipset::{Glimpses, IpSets};
 use crate::iptables::Backend;
 use lock::LockFile;
 use notify::Notifications;
+
+/// Bounds each exchange with the kernel.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where iptables-legacy and everybody who plays by its rules keeps the lock.
 const LOCK: &str = "/run/xtables.lock";
@@ -70,7 +74,8 @@ impl Default for Pace {
 pub enum Suspect {
     /// Rules of a family: ask [`crate::Kernel::rules_unchanged`].
     Rules(Family),
-    /// Sets, as far as headers show: ask [`crate::Kernel::sets_changed`], for each family.
+    /// Sets, as far as headers show: ask [`crate::Kernel::sets_changed`], for each family, with the last of
+    /// [`Watcher::glimpses`].
     Sets,
     /// Members of sets, and anything else: observe all.
     Members,
@@ -86,6 +91,9 @@ pub struct Watcher {
     pace: Pace,
     headers: Instant,
     members: Instant,
+    /// Lists headers, on a socket of its own.
+    sets: IpSets,
+    glimpses: Glimpses,
 }
 
 enum Source {
@@ -124,7 +132,15 @@ impl Watcher {
             pace,
             headers: now + pace.headers,
             members: now + pace.members,
+            sets: IpSets::open(PATIENCE)?,
+            glimpses: Glimpses::default(),
         })
+    }
+
+    /// Where the headers are that it has seen whenever it suspects [`Suspect::Sets`].
+    #[must_use]
+    pub fn glimpses(&self) -> Glimpses {
+        self.glimpses.clone()
     }
 
     /// Blocks until something may have changed, or until `deadline`: then the answer is empty.
@@ -147,6 +163,9 @@ impl Watcher {
                     *due = now + pace;
                     suspects.insert(suspect);
                 }
+            }
+            if suspects.contains(&Suspect::Sets) {
+                self.glimpses.put(self.sets.glimpse()?);
             }
             let rules = self.source.look(now, self.pace.legacy, &self.families)?;
             suspects.extend(rules.into_iter().map(Suspect::Rules));

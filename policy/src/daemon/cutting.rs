@@ -8,14 +8,21 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use super::pace::Pace;
 use super::pending::growing;
 use super::{DaemonError, STOP_DEADLINE};
 use crate::flows::{Cut, Flows, Scope};
 use crate::metrics::Metrics;
 
-/// After a look at flows there is none for so many times as long as it used a processor: a tenth of a
-/// core at most. Not as long as it took: where others take the processor, flows would wait for us, too.
+/// After a look at flows there is none for so many times as long as it used a processor, a tenth of a
+/// core; where only peers came and went, whose flows mostly end with them, a thirtieth. Not as long as it
+/// took: where others take the processor, flows would wait for us, too.
 const REST: u32 = 9;
+const REST_OF_PEERS: u32 = 29;
+
+/// Looks that cost so much together do not rest: what changes now and then is looked at at once.
+const FREE: Duration = Duration::from_millis(300);
+const FREE_OF_PEERS: Duration = Duration::from_millis(100);
 
 /// The pauses after an error.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
@@ -26,6 +33,13 @@ pub(super) struct Cutting<F> {
     hands: Hands<F>,
     metrics: Arc<Metrics>,
     waiting: Scope,
+    pace: Pace,
+    /// Of peers that came and went, and no rule with them.
+    waiting_of_peers: Scope,
+    pace_of_peers: Pace,
+    /// Whether the look under way is about more than these.
+    urgent: bool,
+    /// After an error.
     not_before: Option<Instant>,
     failures: u32,
 }
@@ -43,6 +57,10 @@ impl<F: Flows> Cutting<F> {
             hands: Hands::Idle(flows),
             metrics,
             waiting: Scope::default(),
+            pace: Pace::new(FREE * REST),
+            waiting_of_peers: Scope::default(),
+            pace_of_peers: Pace::new(FREE_OF_PEERS * REST_OF_PEERS),
+            urgent: false,
             not_before: None,
             failures: 0,
         }
@@ -53,10 +71,24 @@ impl<F: Flows> Cutting<F> {
         self.waiting.extend(scope);
     }
 
+    /// So may peers that came and went.
+    pub(super) fn add_of_peers(&mut self, scope: Scope) {
+        self.waiting_of_peers.extend(scope);
+    }
+
     /// When to begin, if there is anything to begin with.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        let idle = matches!(self.hands, Hands::Idle(_));
-        (idle && !self.waiting.is_empty()).then(|| self.not_before.map_or(now, |it| it.max(now)))
+        if !matches!(self.hands, Hands::Idle(_)) {
+            return None;
+        }
+        let when = |scope: &Scope, pace: &Pace| {
+            (!scope.is_empty()).then(|| pace.not_before().max(self.not_before).unwrap_or(now))
+        };
+        let all = [
+            when(&self.waiting, &self.pace),
+            when(&self.waiting_of_peers, &self.pace_of_peers),
+        ];
+        all.into_iter().flatten().min().map(|it| it.max(now))
     }
 
     /// Begins with all that waits. The index may be ahead of the kernel: what only it forbids comes
@@ -64,7 +96,9 @@ impl<F: Flows> Cutting<F> {
     pub(super) fn begin(&mut self, index: &mut Index) {
         self.hands = match std::mem::replace(&mut self.hands, Hands::Lost) {
             Hands::Idle(mut flows) => {
-                let scope = std::mem::take(&mut self.waiting);
+                self.urgent = !self.waiting.is_empty();
+                let mut scope = std::mem::take(&mut self.waiting);
+                scope.extend(std::mem::take(&mut self.waiting_of_peers));
                 let judge = index.judge();
                 Hands::Busy(spawn_blocking(move || {
                     let result = flows.cut(&judge, &scope);
@@ -89,7 +123,12 @@ impl<F: Flows> Cutting<F> {
         match result {
             Ok(cut) => {
                 self.failures = 0;
-                self.not_before = Some(now + cut.used * REST);
+                self.not_before = None;
+                if self.urgent {
+                    self.pace.owe(now, cut.used * REST);
+                } else {
+                    self.pace_of_peers.owe(now, cut.used * REST_OF_PEERS);
+                }
                 self.metrics.cut(&cut);
                 self.tell(&cut);
                 if cut.unfinished > 0 {

@@ -168,7 +168,6 @@ impl<D: Dataplane> Enforcing<D> {
     /// Begins a piece of work; the hands are idle.
     fn start(&mut self, work: Work) {
         let node = &mut self.node;
-        node.lag.begun();
         let job = match work {
             Work::Rules => {
                 let look = node.pending.begin_rules(Instant::now());
@@ -181,8 +180,16 @@ impl<D: Dataplane> Enforcing<D> {
                 self.forbids = isolated_otherwise(node, &mut self.judged);
                 Job::Rules(want, look, endpoints(node))
             }
-            Work::Members => Job::Members(node.pending.begin_members()),
+            Work::Members => {
+                node.pending.begin_members();
+                let Some(changes) = node.index.take_member_changes() else {
+                    node.pending.rules_instead();
+                    return;
+                };
+                Job::Members(changes)
+            }
         };
+        node.lag.begun();
         node.status
             .send_modify(|status| status.working_since = Some(Instant::now()));
         self.hands.start(job);
@@ -199,7 +206,10 @@ impl<D: Dataplane> Enforcing<D> {
             let mut forbidden = std::mem::take(&mut self.forbids);
             forbidden.everything |= first;
             forbidden.extend(self.affected(done));
-            self.cutting.add(forbidden);
+            match work {
+                Work::Rules => self.cutting.add(forbidden),
+                Work::Members => self.cutting.add_of_peers(forbidden),
+            }
         }
         self.node.finish(finished)
     }

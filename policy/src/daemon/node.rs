@@ -99,7 +99,7 @@ impl Node {
             if let Some(resource) = resource.filter(|_| !delta.is_empty()) {
                 self.lag.noticed(resource, received);
             }
-            self.pending.add(delta);
+            self.pending.add(&delta);
             // An uplink such as `vlan.eth.1` begins like a pod's interface and is none.
             if let Some(interface) = routed
                 && interface.bytes().all(|byte| byte.is_ascii_alphanumeric())
@@ -172,7 +172,17 @@ impl Node {
     pub(super) fn finish(&mut self, finished: Finished) -> Result<(), DaemonError> {
         let now = Instant::now();
         let (work, result, took) = match finished {
-            Finished::Work { work, result, took } => (work, result, took),
+            Finished::Work {
+                work,
+                result,
+                took,
+                used,
+            } => {
+                if work == Work::Members {
+                    self.pending.members_changed(now, used);
+                }
+                (work, result, took)
+            }
             Finished::Told => {
                 self.pending.told();
                 return Ok(());

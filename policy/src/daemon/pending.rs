@@ -7,7 +7,8 @@ use selvage_netfilter::Suspect;
 use selvage_policy_core::index::Delta;
 use tokio::time::Instant;
 
-use crate::dataplane::{Look, MemberChanges};
+use super::pace::Pace;
+use crate::dataplane::Look;
 use crate::metrics::Work;
 
 /// The first pause after a failure; each further one doubles it.
@@ -42,6 +43,15 @@ const CALM: Duration = Duration::from_secs(60);
 /// several events (a policy and the pods it is for): these share two or three writes.
 const BURST: u32 = 4;
 
+/// After a change of members there is none for so many times as long as it used a processor, so that a
+/// storm of pods costs a sixteenth of a core and shares its messages to the kernel; but not for longer than
+/// that, whatever it cost.
+const MEMBERS_REST: u32 = 15;
+const MEMBERS_REST_MAX: Duration = Duration::from_millis(100);
+
+/// Changes that cost so much together do not rest: what comes alone never waits.
+const MEMBERS_FREE: Duration = Duration::from_millis(20);
+
 /// When there is something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
@@ -60,8 +70,8 @@ pub(super) enum Due {
 /// Changes on their way.
 ///
 /// First changes go in at once, [`BURST`] of them; each gap allows one more. So what is rare never
-/// waits and what is frequent shares writes. Members go in as they come, but not while chains are to be compiled: the
-/// compiled sets hold their changes.
+/// waits and what is frequent shares writes. So it is with members, whose gaps go by what they cost. They do
+/// not go in while chains are to be compiled: the compiled sets hold their changes.
 #[derive(Debug)]
 pub(super) struct Pending {
     gap: Duration,
@@ -69,13 +79,15 @@ pub(super) struct Pending {
     look: Look,
     /// How the rules that are under way, or were last, are compared.
     looked: Look,
-    members: MemberChanges,
+    /// Whether members of sets may have changed.
+    members: bool,
     /// Whether a pod of this node may have other addresses, of which files tell.
     moved: bool,
     /// Whether work is under way.
     busy: bool,
-    /// When the burst will have been paid for, at one gap a write.
-    paid: Option<Instant>,
+    /// Of rules, at one gap a write.
+    pace: Pace,
+    members_pace: Pace,
     /// Not before this time, after a failure.
     not_before: Option<Instant>,
     failures: u32,
@@ -94,10 +106,11 @@ impl Pending {
             rules: false,
             look: Look::Afresh,
             looked: Look::Afresh,
-            members: MemberChanges::new(),
+            members: false,
             moved: false,
             busy: false,
-            paid: None,
+            pace: Pace::new(gap * (BURST - 1)),
+            members_pace: Pace::new(MEMBERS_FREE * MEMBERS_REST),
             not_before: None,
             failures: 0,
             suspects: BTreeSet::new(),
@@ -108,24 +121,9 @@ impl Pending {
     }
 
     /// Takes in what followed from an event.
-    pub(super) fn add(&mut self, delta: Delta) {
+    pub(super) fn add(&mut self, delta: &Delta) {
         self.rules |= delta.recompile;
-        for (set, change) in delta.members {
-            let waiting = self.members.entry(set.clone()).or_default();
-            for member in change.add {
-                if !waiting.remove.remove(&member) {
-                    waiting.add.insert(member);
-                }
-            }
-            for member in change.remove {
-                if !waiting.add.remove(&member) {
-                    waiting.remove.insert(member);
-                }
-            }
-            if waiting.add.is_empty() && waiting.remove.is_empty() {
-                self.members.remove(&set);
-            }
-        }
+        self.members |= delta.members;
     }
 
     /// A pod of this node may have other addresses than its file says.
@@ -143,15 +141,13 @@ impl Pending {
         if self.busy {
             return Due::Never;
         }
-        if !self.rules && self.members.is_empty() {
+        if !self.rules && !self.members {
             return self.due_beside(now);
         }
         let (work, earliest) = if self.rules {
-            let credit = self.gap * (BURST - 1);
-            let earliest = self.paid.and_then(|paid| paid.checked_sub(credit));
-            (Work::Rules, earliest)
+            (Work::Rules, self.pace.not_before())
         } else {
-            (Work::Members, None)
+            (Work::Members, self.members_pace.not_before())
         };
         match earliest.max(self.not_before) {
             Some(when) if when > now => Due::At(when),
@@ -214,8 +210,8 @@ impl Pending {
     pub(super) fn begin_rules(&mut self, now: Instant) -> Look {
         self.busy = true;
         self.rules = false;
-        self.paid = Some(self.paid.unwrap_or(now).max(now) + self.gap);
-        self.members.clear();
+        self.pace.owe(now, self.gap);
+        self.members = false;
         self.moved = false;
         if self.sweep.is_some_and(|sweep| sweep <= now) {
             self.look = Look::Afresh;
@@ -232,9 +228,21 @@ impl Pending {
     }
 
     /// Members are changed now.
-    pub(super) fn begin_members(&mut self) -> MemberChanges {
+    pub(super) fn begin_members(&mut self) {
         self.busy = true;
-        std::mem::take(&mut self.members)
+        self.members = false;
+    }
+
+    /// They are, or there was nothing to change, and that used so much of a processor.
+    pub(super) fn members_changed(&mut self, now: Instant, used: Duration) {
+        let rest = (used * MEMBERS_REST).min(MEMBERS_REST_MAX);
+        self.members_pace.owe(now, rest);
+    }
+
+    /// Not members but chains are to be written.
+    pub(super) fn rules_instead(&mut self) {
+        self.busy = false;
+        self.rules = true;
     }
 
     /// Files are brought up to date now.

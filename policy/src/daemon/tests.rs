@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use selvage_netfilter::Suspect;
-use selvage_policy_core::index::{self, Event};
+use selvage_policy_core::index::{self, Event, MemberChanges};
 use selvage_policy_core::model::{
     Interfaces, Labels, Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy,
 };
@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::*;
 use crate::config::BackendChoice;
-use crate::dataplane::{Done, Look, MemberChanges};
+use crate::dataplane::{Done, Look};
 use crate::events;
 use crate::flows::{Cut, Flows, Scope};
 use crate::health::ask_status;

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use selvage_netfilter::Suspect;
+use selvage_policy_core::index::MemberChanges;
 use selvage_policy_core::ruleset::Ruleset;
 use tracing::{debug, warn};
 
-use super::{Dataplane, Done, Look, MemberChanges};
+use super::{Dataplane, Done, Look};
 use crate::endpoint_status::{Endpoint, EndpointStatus};
 use crate::failpoint::{self, Failpoint};
+use crate::flows::thread_cpu;
 use crate::metrics::Work;
 
 /// A piece of work.
@@ -36,6 +38,8 @@ pub(crate) enum Finished {
         result: Result<Done, String>,
         /// How long it took.
         took: Duration,
+        /// How much of that on a processor; tools' time is their own.
+        used: Duration,
     },
     /// Files are as they should be, or it was said why not.
     Told,
@@ -56,7 +60,7 @@ impl<D: Dataplane> Hand<D> {
 
     /// Does a job and says how it went. Blocks.
     pub(crate) fn work(&mut self, job: Job) -> Finished {
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), thread_cpu());
         let (work, result) = match job {
             Job::Rules(want, look, endpoints) => {
                 let result = self.dataplane.converge(want, look);
@@ -76,6 +80,7 @@ impl<D: Dataplane> Hand<D> {
             work,
             result: result.map_err(|error| crate::error_chain(&error)),
             took: started.elapsed(),
+            used: thread_cpu().saturating_sub(before),
         }
     }
 

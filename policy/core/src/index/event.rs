@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::model::{Namespace, NamespaceName, NodeName, Pod, PodKey, PodUid, Policy, PolicyKey};
-use crate::ruleset::{Family, Member, SetName, VethPrefix};
+use crate::ruleset::{Family, Member, MemberSet, SetName, VethPrefix};
 
 /// What does not change while the agent runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,12 +70,12 @@ pub enum Event {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Chains or whole sets differ from what was compiled last: compile again. Stays true until
-    /// that is done, and then `members` is empty: the compiled sets hold the changes. Whatever else
-    /// settles the index ([`super::Index::judge`] and others say so) ends it too, so whoever has to
-    /// compile remembers that it was asked.
+    /// that is done. Whatever else settles the index ([`super::Index::judge`] and others say so) ends it
+    /// too, so whoever has to compile remembers that it was asked.
     pub recompile: bool,
-    /// Otherwise: the difference to what was compiled last and the deltas since, by set.
-    pub members: BTreeMap<SetName, MemberChange>,
+    /// Members of sets may differ: ask [`super::Index::take_member_changes`], if not to compile. Many
+    /// events may share one question.
+    pub members: bool,
     /// Addresses that a pod of this node had before the event, and none has now. Flows from and to
     /// them must not be found by whoever has them next.
     pub left: BTreeSet<IpAddr>,
@@ -85,17 +85,22 @@ impl Delta {
     /// Whether nothing follows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.recompile && self.members.is_empty() && self.left.is_empty()
+        !self.recompile && !self.members && self.left.is_empty()
     }
 }
 
+/// Changes of members, by set.
+pub type MemberChanges = BTreeMap<SetName, MemberChange>;
+
 /// What changes in one set.
 ///
-/// *Shape*: disjoint; at least one is not empty.
+/// *Shape*: `add` and `remove` are disjoint, and not both empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberChange {
     /// Not in the set so far. Added first.
     pub add: BTreeSet<Member>,
     /// In the set so far.
     pub remove: BTreeSet<Member>,
+    /// All that is in it then, shared with the index.
+    pub members: MemberSet,
 }

@@ -124,7 +124,7 @@ impl FromIterator<Element> for Members {
     }
 }
 
-/// Which elements of which sources an event touched.
+/// Which elements of which sources events touched.
 #[derive(Debug, Default)]
 pub(super) struct Touched(BTreeSet<(usize, Element)>);
 
@@ -132,6 +132,16 @@ impl Touched {
     /// Notes an element of a source.
     pub(super) fn note(&mut self, source: usize, element: Element) {
         self.0.insert((source, element));
+    }
+
+    /// Adds what else was touched.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Whether nothing was.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Everything that was touched.

@@ -86,7 +86,7 @@ impl SetName {
     #[must_use]
     pub fn family(&self) -> Option<Family> {
         let rest = self.0.strip_prefix(PREFIX)?;
-        let digit = ["i", "e", "cut"]
+        let digit = ["i", "e", "s", "cut"]
             .into_iter()
             .find_map(|begin| rest.strip_prefix(begin))?;
         let (digit, rest) = digit.split_at_checked(1)?;
@@ -138,6 +138,7 @@ mod tests {
         for (name, family) in [
             ("selvage-i4-p-0123456789abcdef", Some(Family::V4)),
             ("selvage-e6-r-0123456789abcdef", Some(Family::V6)),
+            ("selvage-s4-s-0123456789abcdef", Some(Family::V4)),
             ("selvage-cut6", Some(Family::V6)),
             ("selvage-v0-friends", None),
             ("selvage-i", None),

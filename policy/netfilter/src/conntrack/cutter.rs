@@ -132,6 +132,9 @@ impl Cutter {
         };
         match scope {
             Scope::Families(families) => {
+                if self.conntrack.count()? == 0 {
+                    return Ok(found);
+                }
                 for &family in families {
                     self.conntrack.each(family, &mut keep)?;
                 }

@@ -2,18 +2,26 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
+use std::iter::Peekable;
+use std::time::Instant;
 
 use selvage_policy_core::ruleset::{Family, Member, SetKind, SetName};
 
-use super::IpSets;
 use super::wire::{self, Change, attribute};
+use super::{ERROR_FULL, IpSets};
 use crate::error::Error;
+use crate::message::{ACK, Message, NO_FAMILY};
 
 /// Members below this many fit without a new table.
 const ROOM: u32 = 1 << 16;
 
 /// 16 million members are half a gigabyte of kernel memory: a set that wants more is a mistake.
 const ROOM_MAX: u32 = 1 << 24;
+
+/// Messages in one datagram, and bytes, unless one alone is longer: the answers to as many that are
+/// refused fit the smallest receive buffer.
+const BATCH: usize = 128;
+const DATAGRAM: usize = 1 << 15;
 
 /// While a full set is rebuilt with more room, the new one bears this name.
 const REBUILD: &str = "selvage-rebuild";
@@ -27,25 +35,12 @@ impl IpSets {
         kind: SetKind,
         members: impl Iterator<Item: Borrow<Member>> + Clone,
     ) -> Result<(), Error> {
-        for member in members.clone() {
-            let member: Member = *member.borrow();
-            if let Some(problem) = wire::misfit(&member, family, kind) {
-                return Err(Error::BadMember {
-                    set: name.clone(),
-                    member,
-                    problem,
-                });
-            }
-        }
+        check(name, family, kind, members.clone())?;
+        self.touch(name);
         let mut rest = members.peekable();
         let mut line = 0;
         while rest.peek().is_some() {
-            let mut message = self.about(change.command(), name);
-            // The presence of this one asks for the number of a refused member.
-            message.net_u32(attribute::LINE, 0);
-            message.nested(attribute::MEMBERS, |nest| {
-                wire::write_members(nest, &mut rest, &mut line);
-            });
+            let message = self.filling(change, ACK, name, &mut rest, &mut line);
             let object = || format!("{} set {name}", change.verb());
             if let Err(error) = self.socket.request(&object, message) {
                 // It may be another set by now.
@@ -54,6 +49,95 @@ impl IpSets {
             }
         }
         Ok(())
+    }
+
+    /// As [`IpSets::change`] for each of many sets, in as few datagrams as will do: the kernel is asked
+    /// once for dozens of sets. The answer is those that are full, and lack some of theirs.
+    pub(super) fn change_all<'a>(
+        &mut self,
+        change: Change,
+        members: impl Iterator<Item = (&'a SetName, &'a BTreeSet<Member>)>,
+    ) -> Result<BTreeSet<&'a SetName>, Error> {
+        let mut full = BTreeSet::new();
+        let mut batch = Vec::new();
+        let mut size = 0;
+        for (name, members) in members {
+            let (family, kind) = self.shape(name)?;
+            check(name, family, kind, members.iter())?;
+            let mut rest = members.iter().peekable();
+            let mut line = 0;
+            while rest.peek().is_some() {
+                let message = self.filling(change, 0, name, &mut rest, &mut line);
+                if batch.len() == BATCH || size + message.len() > DATAGRAM {
+                    self.send_all(change, std::mem::take(&mut batch), &mut full)?;
+                    size = 0;
+                }
+                size += message.len();
+                batch.push((name, message));
+            }
+        }
+        self.send_all(change, batch, &mut full)?;
+        Ok(full)
+    }
+
+    fn send_all<'a>(
+        &mut self,
+        change: Change,
+        batch: Vec<(&'a SetName, Message)>,
+        full: &mut BTreeSet<&'a SetName>,
+    ) -> Result<(), Error> {
+        let (names, messages): (Vec<&SetName>, Vec<Message>) = batch.into_iter().unzip();
+        let about = |which: u32| usize::try_from(which).ok().and_then(|it| names.get(it));
+        let mut refused = None;
+        let object = || format!("{} sets", change.verb());
+        let done = self.socket.each(&object, messages, &mut |which, refusal| {
+            let name = about(which).copied();
+            if refusal.number == ERROR_FULL {
+                full.extend(name);
+                return None;
+            }
+            refused = name;
+            Some(refusal)
+        });
+        for name in &names {
+            self.touch(name);
+        }
+        done.map_err(|error| match (error, refused) {
+            (Error::Refused { source, .. }, Some(name)) => {
+                // It may be another set by now.
+                self.known.remove(name);
+                let object = format!("{} set {name}", change.verb());
+                Error::Refused { object, source }
+            }
+            (error, _) => error,
+        })
+    }
+
+    fn touch(&mut self, name: &SetName) {
+        if let Some(known) = self.known.get_mut(name) {
+            known.seen = Instant::now();
+        }
+    }
+
+    /// A message that takes as many of a set's members as it holds.
+    fn filling(
+        &self,
+        change: Change,
+        flags: u16,
+        name: &SetName,
+        rest: &mut Peekable<impl Iterator<Item: Borrow<Member>>>,
+        line: &mut u32,
+    ) -> Message {
+        let mut message = change.command().message(flags, NO_FAMILY);
+        message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .text(attribute::SET_NAME, name.as_str())
+            // The presence of this one asks for the number of a refused member.
+            .net_u32(attribute::LINE, 0)
+            .nested(attribute::MEMBERS, |nest| {
+                wire::write_members(nest, rest, line);
+            });
+        message
     }
 
     /// A copy of the set with more room takes its place.
@@ -81,6 +165,26 @@ impl IpSets {
             })?;
         self.destroy(&rebuilt)
     }
+}
+
+/// Refuses members that a set of that kind cannot have, before the kernel is asked.
+fn check(
+    name: &SetName,
+    family: Family,
+    kind: SetKind,
+    members: impl Iterator<Item: Borrow<Member>>,
+) -> Result<(), Error> {
+    for member in members {
+        let member: Member = *member.borrow();
+        if let Some(problem) = wire::misfit(&member, family, kind) {
+            return Err(Error::BadMember {
+                set: name.clone(),
+                member,
+                problem,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Four times what is expected, so that a set seldom has to be rebuilt.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use selvage_netfilter::ipset::Glimpse;
 use selvage_netfilter::{Backend, Kernel, Pace, Suspect, Watcher};
 use selvage_policy_core::plan::plan;
 use selvage_policy_core::ruleset::{Family, Ruleset, SetName};
@@ -54,14 +55,34 @@ impl Watched {
             .collect()
     }
 
+    /// Sets that are not as they should be, as far as headers show.
+    pub(crate) fn differing(&mut self, family: Family) -> Result<BTreeSet<SetName>> {
+        let glimpse = self.kernel.sets().glimpse()?;
+        self.differing_from(family, &glimpse)
+    }
+
+    pub(crate) fn differing_from(
+        &mut self,
+        family: Family,
+        glimpse: &Glimpse,
+    ) -> Result<BTreeSet<SetName>> {
+        let expected = self.expected(family);
+        let expected = expected
+            .iter()
+            .map(|(name, count)| (name, *count))
+            .collect();
+        Ok(self.kernel.sets_changed(family, &expected, glimpse)?)
+    }
+
     /// Whether a suspicion is borne out by a cheap look.
     pub(crate) fn is_so(&mut self, suspect: Suspect) -> Result<bool> {
         match suspect {
             Suspect::Rules(family) => Ok(!self.kernel.rules_unchanged(family)?),
             Suspect::Sets => {
+                let seen = self.watcher.glimpses().take();
+                let seen = seen.expect("it has looked before it suspects");
                 for family in FAMILIES {
-                    let expected = self.expected(family);
-                    if !self.kernel.sets_changed(family, &expected)?.is_empty() {
+                    if !self.differing_from(family, &seen)?.is_empty() {
                         return Ok(true);
                     }
                 }
@@ -95,12 +116,11 @@ impl Watched {
     /// Everything is as it should be by a reader that remembers nothing, and by ours.
     pub(crate) fn is_right(&mut self) -> Result<()> {
         let mut fresh = open(self.backend)?;
-        for want in &self.want {
-            let todo = plan(want, &fresh.observe(want.family)?);
+        for want in self.want.clone() {
+            let todo = plan(&want, &fresh.observe(want.family)?);
             assert!(todo.is_empty(), "{todo:?}");
             assert!(self.kernel.rules_unchanged(want.family)?);
-            let expected = self.expected(want.family);
-            let differing = self.kernel.sets_changed(want.family, &expected)?;
+            let differing = self.differing(want.family)?;
             assert_eq!(differing, BTreeSet::new());
         }
         Ok(())

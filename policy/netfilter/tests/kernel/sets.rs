@@ -8,6 +8,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use selvage_netfilter::ipset::IpSets;
 use selvage_netfilter::{Backend, Error};
+use selvage_policy_core::index::{MemberChange, MemberChanges};
 use selvage_policy_core::ruleset::{Family, Member, Protocol, SetKind, SetName};
 use selvage_tests::{assert_isolated, run, run_with_input};
 
@@ -252,5 +253,50 @@ fn a_set_that_is_not_there_is_an_error_with_its_name_but_for_destroying_it() -> 
         assert!(error.to_string().contains("selvage-nowhere"), "{error}");
     }
     sets.destroy(&set)?;
+    Ok(())
+}
+
+#[test]
+fn members_of_hundreds_of_sets_change_at_once_and_all_that_goes_in_goes_in_first() -> Result<()> {
+    let mut sets = open()?;
+    let kind = SetKind::NetPort;
+    let (old, new) = (members(Family::V4, kind, 3), members(Family::V4, kind, 5));
+    let mut changes = MemberChanges::new();
+    for number in 0..300 {
+        let set = name(&format!("selvage-many-{number}"));
+        sets.create(&set, Family::V4, kind, &old)?;
+        let change = MemberChange {
+            add: new.difference(&old).copied().collect(),
+            remove: old.iter().take(1).copied().collect(),
+            ..MemberChange::default()
+        };
+        changes.insert(set, change);
+    }
+    // One more that has no room, and a thousand members in two messages.
+    let full = name("selvage-many-full");
+    run(&format!("ipset create {full} hash:net,port maxelem 3"))?;
+    let more = MemberChange {
+        add: members(Family::V4, kind, 2_000),
+        ..MemberChange::default()
+    };
+    changes.insert(full.clone(), more);
+    let mut counts = Vec::new();
+    sets.change_members(&changes, &mut || {
+        for set in ["selvage-many-0", "selvage-many-299", full.as_str()] {
+            counts.push(listed(set).unwrap().len());
+        }
+    })?;
+    assert_eq!(counts, [5, 5, 2_000]);
+    for (set, change) in &changes {
+        let held: BTreeSet<Member> = sets.read(set)?.1.iter().collect();
+        let expected: BTreeSet<Member> = match *set == full {
+            true => change.add.clone(),
+            false => new.difference(&change.remove).copied().collect(),
+        };
+        assert_eq!(held, expected, "{set}");
+    }
+    run("ipset destroy selvage-many-77")?;
+    let refused = sets.change_members(&changes, &mut || {}).unwrap_err();
+    assert!(refused.to_string().contains("selvage-many-77"), "{refused}");
     Ok(())
 }

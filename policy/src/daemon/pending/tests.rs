@@ -1,7 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
-
-use selvage_policy_core::index::MemberChange;
-use selvage_policy_core::ruleset::{Family, Member, SetName};
+use selvage_policy_core::ruleset::Family;
 
 use super::*;
 
@@ -14,28 +11,9 @@ fn recompile() -> Delta {
     }
 }
 
-fn member(address: &str) -> Member {
-    Member {
-        net: address.parse().unwrap(),
-        port: None,
-    }
-}
-
-fn members(add: &[&str], remove: &[&str]) -> Delta {
-    let all = |list: &[&str]| {
-        list.iter()
-            .map(|text| member(text))
-            .collect::<BTreeSet<_>>()
-    };
+fn members() -> Delta {
     Delta {
-        recompile: false,
-        members: BTreeMap::from([(
-            SetName::new("selvage-test").unwrap(),
-            MemberChange {
-                add: all(add),
-                remove: all(remove),
-            },
-        )]),
+        members: true,
         ..Delta::default()
     }
 }
@@ -44,7 +22,7 @@ fn members(add: &[&str], remove: &[&str]) -> Delta {
 fn write_all(pending: &mut Pending, now: Instant) -> u32 {
     let mut writes = 0;
     loop {
-        pending.add(recompile());
+        pending.add(&recompile());
         match pending.due(now) {
             Due::Now(Work::Rules) => {
                 pending.begin_rules(now);
@@ -64,10 +42,10 @@ async fn first_changes_go_in_at_once_and_a_burst_shares_the_next_write() {
     let mut pending = Pending::new(GAP);
     let start = Instant::now();
     assert_eq!(pending.due(start), Due::Never);
-    pending.add(recompile());
+    pending.add(&recompile());
     assert_eq!(pending.due(start), Due::Now(Work::Rules));
     pending.begin_rules(start);
-    pending.add(recompile());
+    pending.add(&recompile());
     assert_eq!(pending.due(start), Due::Never, "work is under way");
     pending.succeeded();
     assert_eq!(write_all(&mut pending, start), BURST - 1);
@@ -97,26 +75,70 @@ async fn members_do_not_wait_for_the_gap_unless_chains_are_to_be_compiled() {
     let start = Instant::now();
     write_all(&mut pending, start);
     pending.rules = false;
-    pending.add(members(&["10.0.0.1/32"], &[]));
+    pending.add(&members());
     assert_eq!(pending.due(start), Due::Now(Work::Members));
-    pending.add(recompile());
+    pending.add(&recompile());
     assert_eq!(pending.due(start), Due::At(start + GAP));
     pending.begin_rules(start + GAP);
-    assert!(pending.members.is_empty(), "compiled sets hold the change");
+    pending.succeeded();
+    assert_eq!(
+        pending.due(start + GAP * 9),
+        Due::Never,
+        "compiled sets hold the change"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_that_comes_and_goes_is_no_change() {
+async fn a_storm_of_members_shares_writes_and_a_lone_one_goes_in_at_once() {
     let mut pending = Pending::new(GAP);
-    pending.add(members(&["10.0.0.1/32"], &["10.0.0.2/32"]));
-    pending.add(members(&["10.0.0.2/32"], &["10.0.0.1/32"]));
-    assert_eq!(pending.due(Instant::now()), Due::Never);
-    pending.add(members(&["10.0.0.1/32"], &[]));
-    pending.add(members(&["10.0.0.3/32"], &["10.0.0.1/32"]));
-    let changes = pending.begin_members();
-    let change = changes.values().next().unwrap();
-    assert_eq!(change.add, [member("10.0.0.3/32")].into());
-    assert!(change.remove.is_empty());
+    let start = Instant::now();
+    // A pod every 15 ms never waits.
+    let mut now = start;
+    for _ in 0..100 {
+        pending.add(&members());
+        assert_eq!(pending.due(now), Due::Now(Work::Members));
+        pending.begin_members();
+        pending.members_changed(now, Duration::from_millis(1));
+        pending.succeeded();
+        now += Duration::from_millis(15);
+    }
+    // As many as there may be, for a second, each write as dear as four pods'.
+    let (mut writes, end) = (0, now + Duration::from_secs(1));
+    while now < end {
+        pending.add(&members());
+        match pending.due(now) {
+            Due::Now(Work::Members) => {
+                pending.begin_members();
+                pending.members_changed(now, Duration::from_millis(4));
+                pending.succeeded();
+                writes += 1;
+            }
+            Due::At(when) => now = when,
+            other @ (Due::Now(Work::Rules) | Due::Inspect | Due::Tell | Due::Never) => {
+                panic!("{other:?}")
+            }
+        }
+    }
+    assert!((16..=24).contains(&writes), "{writes} writes");
+    // One that took a second is not paid for with fifteen.
+    pending.add(&members());
+    pending.begin_members();
+    pending.members_changed(now, Duration::from_secs(1));
+    pending.succeeded();
+    pending.add(&members());
+    let Due::At(when) = pending.due(now) else {
+        panic!("it rests")
+    };
+    assert!(when <= now + MEMBERS_REST_MAX * 2, "{:?}", when - now);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_that_turn_out_to_need_rules_are_not_written() {
+    let mut pending = Pending::new(GAP);
+    pending.add(&members());
+    pending.begin_members();
+    pending.rules_instead();
+    assert_eq!(pending.due(Instant::now()), Due::Now(Work::Rules));
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,7 +152,7 @@ async fn a_pod_that_moves_needs_no_rules_but_its_file_waits_for_those_that_are_d
     pending.told();
     assert_eq!(pending.due(now), Due::Never);
     pending.moved();
-    pending.add(recompile());
+    pending.add(&recompile());
     assert_eq!(pending.due(now), Due::Now(Work::Rules));
     pending.begin_rules(now);
     pending.succeeded();
@@ -144,7 +166,7 @@ async fn after_a_failure_everything_is_looked_at_afresh_after_a_growing_pause() 
     assert_eq!(pending.begin_rules(now), Look::Afresh, "nothing is known");
     pending.succeeded();
     now += GAP;
-    pending.add(members(&["10.0.0.1/32"], &[]));
+    pending.add(&members());
     pending.begin_members();
     let mut pauses = Vec::new();
     for _ in 0..9 {
@@ -159,7 +181,7 @@ async fn after_a_failure_everything_is_looked_at_afresh_after_a_growing_pause() 
     assert_eq!(pauses[1], PAUSE_FIRST * 2);
     assert_eq!(pauses[8], PAUSE_MAX);
     pending.succeeded();
-    pending.add(recompile());
+    pending.add(&recompile());
     assert_eq!(pending.begin_rules(now + GAP), Look::Remembered);
     assert_eq!(
         pending.failed(now + GAP),
@@ -183,11 +205,11 @@ async fn what_could_not_be_deleted_is_tried_again_soon_and_then_ever_less_often(
         pending.succeeded();
     }
     pending.left(now, 1);
-    pending.add(members(&["10.0.0.1/32"], &[]));
+    pending.add(&members());
     assert_eq!(pending.due(now), Due::Now(Work::Members), "not held up");
     pending.begin_members();
     pending.succeeded();
-    pending.add(recompile());
+    pending.add(&recompile());
     assert_eq!(pending.begin_rules(now), Look::Remembered);
     pending.succeeded();
     pending.left(now, 0);
@@ -280,7 +302,7 @@ async fn what_we_have_to_write_does_not_wait_for_a_look_at_others_hands() {
     let mut pending = Pending::new(GAP);
     let now = Instant::now();
     pending.suspect(Suspect::Members);
-    pending.add(members(&["10.0.0.1/32"], &[]));
+    pending.add(&members());
     assert_eq!(pending.due(now), Due::Now(Work::Members));
     pending.begin_members();
     assert_eq!(pending.due(now), Due::Never, "one at a time");

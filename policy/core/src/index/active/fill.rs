@@ -1,9 +1,9 @@
 //! The members of each set, kept as they should be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Active, State};
-use crate::index::event::MemberChange;
+use crate::index::event::MemberChanges;
 use crate::index::members::Touched;
 use crate::ruleset::{Family, Member, MemberSet, Set, SetName};
 
@@ -82,42 +82,83 @@ impl Active {
         self.sources.move_pod(before, after, touched);
     }
 
-    /// Brings the sets up to date with what an event did to the sources, and says what that changed:
+    /// Brings the sets up to date with what events did to the sources, and notes what that changed:
     /// a member goes in with the first part of a set that has it, and out with the last.
-    pub(in crate::index) fn follow(
-        &mut self,
-        touched: &Touched,
-    ) -> BTreeMap<SetName, MemberChange> {
-        let mut concerned: BTreeSet<(usize, Member)> = BTreeSet::new();
+    pub(in crate::index) fn follow(&mut self, touched: &Touched, changes: &mut MemberChanges) {
+        let mut concerned: Vec<Concerned> = Vec::new();
         for (source, element) in touched.iter() {
             if !self.families.contains(&Family::of_address(element.0)) {
                 continue;
             }
             let counted = self.sources.get(source);
-            for (feed, stamp) in &counted.feeds {
-                concerned.insert((*feed, counted.member(element, *stamp)));
-            }
+            let asked = !counted.members.contains(element);
+            concerned.extend(counted.feeds.iter().map(|(feed, stamp)| Concerned {
+                feed: *feed,
+                member: counted.member(element, *stamp),
+                asked,
+            }));
         }
-        let mut changes: BTreeMap<SetName, MemberChange> = BTreeMap::new();
-        for (number, member) in concerned {
+        // Of equals that comes first of which it is known that a source has it.
+        concerned.sort_unstable();
+        concerned.dedup_by_key(|it| (it.feed, it.member));
+        for one in concerned {
+            let Concerned {
+                feed,
+                member,
+                asked,
+            } = one;
+            let number = feed;
             let Some(feed) = self.feeds.get(number) else {
                 continue;
             };
             let has = |source: usize, element| self.sources.get(source).members.contains(element);
             let family = Family::of(&member.net);
-            let is = feed.holds(&member, has);
+            let is = !asked || feed.holds(&member, has);
             let members = self.filled[number].of_mut(family);
-            let name = || feed.name(family).clone();
+            let changed = if is {
+                members.insert(member)
+            } else {
+                members.remove(&member)
+            };
+            if !changed {
+                continue;
+            }
+            let change = match changes.get_mut(feed.name(family)) {
+                Some(change) => change,
+                None => changes.entry(feed.name(family).clone()).or_default(),
+            };
             if is {
-                if members.insert(member) {
-                    self.held += 1;
-                    changes.entry(name()).or_default().add.insert(member);
+                self.held += 1;
+                if !change.remove.remove(&member) {
+                    change.add.insert(member);
                 }
-            } else if members.remove(&member) {
+            } else {
                 self.held -= 1;
-                changes.entry(name()).or_default().remove.insert(member);
+                if !change.add.remove(&member) {
+                    change.remove.insert(member);
+                }
             }
         }
-        changes
     }
+
+    /// Completes changes: with all that is in each set now, and without those that came to nothing.
+    pub(in crate::index) fn complete(&self, changes: &mut MemberChanges) {
+        changes.retain(|name, change| {
+            let filled = self.feeds.number(name).and_then(|it| self.filled.get(it));
+            let family = name.family();
+            if let (Some(filled), Some(family)) = (filled, family) {
+                change.members = filled.of(family).clone();
+            }
+            !(change.add.is_empty() && change.remove.is_empty())
+        });
+    }
+}
+
+/// A member of a feed's set that may have come or gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Concerned {
+    feed: usize,
+    member: Member,
+    /// Whether every source of the feed has to be asked: the one that was touched has it no more.
+    asked: bool,
 }
