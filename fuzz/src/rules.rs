@@ -69,7 +69,7 @@ fn observed(ruleset: &Ruleset) -> Observed {
 fn read(plan: &Plan, expected: usize) {
     let rendered = render(plan);
     let mut lines = 0;
-    for batch in [&rendered.apply, &rendered.sweep].into_iter().flatten() {
+    for batch in [&rendered.apply, &rendered.whole].into_iter().flatten() {
         let inner = batch
             .strip_prefix("*mangle\n")
             .and_then(|rest| rest.strip_suffix("COMMIT\n"))

@@ -452,7 +452,8 @@ impl Dataplane for Node {
         let mut affected = Affected::default();
         let mut did = Vec::new();
         let (mut written, mut changed, mut left) = (0, false, 0);
-        let mut unused = Vec::new();
+        let (mut plans, mut unused) = (Vec::new(), Vec::new());
+        let mut then = BTreeMap::new();
         for ruleset in want {
             let family = ruleset.family;
             // Removed before it is changed: after an error it is unknown.
@@ -481,11 +482,14 @@ impl Dataplane for Node {
                 written += plan.write.len();
                 affected.extend(affected_by(&ruleset, &plan));
                 changed = true;
-                left += warn_left(&kernel.apply_by_step(&plan, &mut stop_behind)?);
+                plans.push(plan);
             }
-            self.known.insert(family, as_observed(ruleset));
-            failpoint::hit(Failpoint::FamilyDone);
+            then.insert(family, as_observed(ruleset));
         }
+        if !plans.is_empty() {
+            left += warn_left(&kernel.apply_all(&plans, &mut stop_behind)?);
+        }
+        self.known.extend(then);
         if first {
             // In force in one backend; only now may the other let go.
             let other = kernel.clean_rules(kernel.backend().other());

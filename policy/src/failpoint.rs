@@ -40,7 +40,7 @@ pub enum Failpoint {
     ChainsDeleted,
     /// A set that is not wanted is gone.
     SetDestroyed,
-    /// One family is right; the next one is not looked at yet.
+    /// One family is right but for sets that are not wanted; the next one is not begun yet.
     FamilyDone,
     /// The rules in the backend that is not in use are gone.
     OtherBackendCleaned,
@@ -111,6 +111,7 @@ impl From<Step> for Failpoint {
             Step::MembersRemoved => Self::MembersRemoved,
             Step::Unhooked => Self::Unhooked,
             Step::ChainsDeleted => Self::ChainsDeleted,
+            Step::FamilyDone => Self::FamilyDone,
             Step::SetDestroyed => Self::SetDestroyed,
         }
     }

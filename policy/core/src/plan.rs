@@ -6,9 +6,9 @@
 //! 3 add      members
 //! 4 write    chains that differ, and hooks that are missing: one restore batch, atomic
 //! 5 remove   members
-//! 6 delete   hooks and chains that are not wanted: a batch of its own, since a stranger's
+//! 6 delete   hooks and chains that are not wanted: in a batch of their own wherever a stranger's
 //!            reference to a chain makes the whole batch fail
-//! 7 destroy  sets that nothing refers to any more
+//! 7 destroy  sets that nothing refers to any more: those of all families last
 //! ```
 //!
 //! Members come before chains and go after them: at every moment between, what both the old and
@@ -41,7 +41,7 @@ pub struct Plan {
     pub remove: BTreeMap<SetName, BTreeSet<Member>>,
     /// Step 6: jumps to delete, one entry for each rule (a duplicate is deleted once for each).
     pub unhook: Vec<Hook>,
-    /// Step 6, same batch: chains to delete.
+    /// Step 6: chains to delete.
     pub delete: BTreeSet<ChainName>,
     /// Step 7: sets to destroy.
     pub destroy: BTreeSet<SetName>,

@@ -7,15 +7,14 @@ use std::fmt::Write as _;
 use crate::plan::Plan;
 use crate::ruleset::{Action, Chain, ChainName, FlowState, Match, Rule, SetKind, Side};
 
-/// The inputs for the restore tool, in the order in which they are run.
-///
-/// Each is one atomic batch for table `mangle`.
+/// Inputs for the restore tool, each one atomic batch for table `mangle`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     /// Step 4 of the plan: chains and hooks. Holds no `-D` and no `-X`.
     pub apply: Option<String>,
-    /// Step 6 of the plan: what is deleted.
-    pub sweep: Option<String>,
+    /// Step 4 and the chains of step 6 together, where no jump has to go before them. A stranger's jump to one
+    /// of these chains makes the whole batch fail.
+    pub whole: Option<String>,
 }
 
 /// Writes a plan's rules.
@@ -26,7 +25,7 @@ pub struct Rendered {
 pub fn render(plan: &Plan) -> Rendered {
     Rendered {
         apply: apply_text(plan),
-        sweep: sweep_text(plan),
+        whole: whole_text(plan),
     }
 }
 
@@ -34,30 +33,30 @@ fn apply_text(plan: &Plan) -> Option<String> {
     if plan.write.is_empty() && plan.hook.is_empty() {
         return None;
     }
-    let mut lines = Vec::new();
-    lines.extend(plan.write.keys().map(declare));
-    for (name, chain) in &plan.write {
-        lines.push(chain_text(name, chain));
-    }
-    for hook in &plan.hook {
-        lines.push(format!("-I {} -j {}\n", hook.base.as_str(), hook.target));
-    }
+    let mut lines: Vec<String> = plan.write.keys().map(declare).collect();
+    lines.extend(contents(plan));
     Some(batch(&lines))
 }
 
-fn sweep_text(plan: &Plan) -> Option<String> {
-    if plan.unhook.is_empty() && plan.delete.is_empty() {
+fn whole_text(plan: &Plan) -> Option<String> {
+    if plan.delete.is_empty() || !plan.unhook.is_empty() {
         return None;
     }
     // All are emptied before any is deleted: they may refer to each other.
-    let mut lines: Vec<String> = plan.delete.iter().map(declare).collect();
-    for hook in &plan.unhook {
-        lines.push(format!("-D {} -j {}\n", hook.base.as_str(), hook.target));
-    }
-    for name in &plan.delete {
-        lines.push(format!("-X {name}\n"));
-    }
+    let emptied = plan.write.keys().chain(&plan.delete);
+    let mut lines: Vec<String> = emptied.map(declare).collect();
+    lines.extend(contents(plan));
+    lines.extend(plan.delete.iter().map(|name| format!("-X {name}\n")));
     Some(batch(&lines))
+}
+
+/// What is in the chains that are written, and the hooks.
+fn contents(plan: &Plan) -> impl Iterator<Item = String> {
+    let chains = plan.write.iter();
+    let hooks = plan.hook.iter();
+    chains
+        .map(|(name, chain)| chain_text(name, chain))
+        .chain(hooks.map(|hook| format!("-I {} -j {}\n", hook.base.as_str(), hook.target)))
 }
 
 fn batch(lines: &[String]) -> String {

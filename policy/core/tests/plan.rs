@@ -56,7 +56,7 @@ fn steps(plan: &Plan) -> Vec<Step> {
         steps.push(Step::Batch(plan.write.clone(), plan.hook.clone()));
     }
     steps.extend(members(&plan.remove, Step::Remove));
-    if rendered.sweep.is_some() {
+    if !(plan.unhook.is_empty() && plan.delete.is_empty()) {
         steps.push(Step::Sweep(plan.unhook.clone(), plan.delete.clone()));
     }
     steps.extend::<Vec<Step>>(destroy(&plan.destroy));
@@ -358,32 +358,38 @@ fn a_hook_is_inserted_when_missing_kept_when_behind_others_and_deleted_when_doub
     double.hooks.extend(right.hooks);
     let rendered = render(&plan(&want, &double));
     assert_eq!(rendered.apply, None);
-    let text = rendered.sweep.unwrap();
-    assert_eq!(text.matches("-D FORWARD -j selvage-forward\n").count(), 1);
-    assert_eq!(text.matches("-D PREROUTING -j selvage-source\n").count(), 1);
+    assert_eq!(rendered.whole, None);
+    let bases = plan(&want, &double).unhook.into_iter();
+    let bases: Vec<BaseChain> = bases.map(|hook| hook.base).collect();
+    assert_eq!(bases.len(), 2);
+    assert!(bases.contains(&BaseChain::Forward) && bases.contains(&BaseChain::Prerouting));
 }
 
 #[test]
-fn what_is_left_over_is_emptied_unhooked_and_deleted_in_a_batch_of_its_own() {
-    let have = Kernel::holding(&one_pod(&[])).observed();
+fn what_is_left_over_is_emptied_and_deleted_in_the_batch_that_writes_unless_a_jump_goes_first() {
+    let mut have = Kernel::holding(&one_pod(&[])).observed();
     let rendered = render(&plan(&Ruleset::empty(Family::V4), &have));
-    assert_eq!(rendered.apply, None);
-    let want = "*mangle
-:selvage-d-cut-flow - [0:0]
-:selvage-forward - [0:0]
-:selvage-from - [0:0]
-:selvage-source - [0:0]
-:selvage-to - [0:0]
--D FORWARD -j selvage-forward
--D PREROUTING -j selvage-source
--X selvage-d-cut-flow
--X selvage-forward
--X selvage-from
--X selvage-source
--X selvage-to
-COMMIT
-";
-    assert_eq!(rendered.sweep.as_deref(), Some(want));
+    assert_eq!(
+        (rendered.apply, rendered.whole),
+        (None, None),
+        "jumps lead there"
+    );
+    have.hooks.clear();
+    let mut want = Ruleset::empty(Family::V4);
+    let kept = have.chains.keys().next().unwrap().clone();
+    let chain = one_pod(&[]).chains[&kept].clone();
+    want.chains.insert(kept.clone(), chain);
+    have.chains.get_mut(&kept).unwrap().marker = None;
+    let rendered = render(&plan(&want, &have));
+    let (apply, whole) = (rendered.apply.unwrap(), rendered.whole.unwrap());
+    assert!(!apply.contains("-X "), "{apply}");
+    let deleted = ["forward", "from", "source", "to"].map(|it| format!("selvage-{it}"));
+    let mut want = apply.replace("COMMIT\n", "");
+    let declared = format!(":{kept} - [0:0]\n");
+    let flushed = deleted.each_ref().map(|name| format!(":{name} - [0:0]\n"));
+    want = want.replace(&declared, &(declared.clone() + &flushed.concat()));
+    want += &deleted.map(|name| format!("-X {name}\n")).concat();
+    assert_eq!(whole, want + "COMMIT\n");
 }
 
 #[test]

@@ -46,7 +46,7 @@ struct Begun {
     restores: u32,
 }
 
-/// A step of [`Kernel::apply_by_step`] that is done, in the order in which they come.
+/// A step of [`Kernel::apply_all`] that is done, in the order in which they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// A set that was in the way is gone.
@@ -63,6 +63,8 @@ pub enum Step {
     Unhooked,
     /// Chains that nobody wants are gone.
     ChainsDeleted,
+    /// One family is right but for sets that nobody wants; the next one is not begun yet.
+    FamilyDone,
     /// A set that nobody wants is gone.
     SetDestroyed,
 }
@@ -193,9 +195,56 @@ impl Kernel {
         plan: &Plan,
         after: &mut dyn FnMut(Step),
     ) -> Result<Vec<Error>, Error> {
-        let family = plan.family;
+        self.apply_all(std::slice::from_ref(plan), after)
+    }
+
+    /// Carries out plans of different families, so that what they write is in force before what is left
+    /// over is looked at: the kernel holds on to sets for a moment after their rules are gone.
+    ///
+    /// *Errors*: as [`Kernel::apply`]; the plans behind the one that failed were not begun.
+    pub fn apply_all(
+        &mut self,
+        plans: &[Plan],
+        after: &mut dyn FnMut(Step),
+    ) -> Result<Vec<Error>, Error> {
         let mut begun = self.begin()?;
-        self.clear(plan, &mut begun, after)?;
+        let mut left = Vec::new();
+        for (done, plan) in plans.iter().enumerate() {
+            let written = self.write(plan, &mut begun, after, &mut left);
+            if written.is_err() {
+                self.remember(&plans[..done], &begun);
+            }
+            written?;
+            after(Step::FamilyDone);
+        }
+        let mut held = Vec::new();
+        for name in plans.iter().flat_map(|plan| &plan.destroy) {
+            match self.sets.destroy_now(name) {
+                Ok(true) => after(Step::SetDestroyed),
+                Ok(false) => held.push(name),
+                Err(error) => left.push(error),
+            }
+        }
+        self.remember(plans, &begun);
+        for name in held {
+            match self.sets.destroy(name) {
+                Ok(()) => after(Step::SetDestroyed),
+                Err(error) => left.push(error),
+            }
+        }
+        Ok(left)
+    }
+
+    /// Everything of a plan but the destruction of sets; what could not be deleted is `left`.
+    fn write(
+        &mut self,
+        plan: &Plan,
+        begun: &mut Begun,
+        after: &mut dyn FnMut(Step),
+        left: &mut Vec<Error>,
+    ) -> Result<(), Error> {
+        let family = plan.family;
+        self.clear(plan, begun, after)?;
         for (name, set) in &plan.create {
             self.sets.create(name, family, set.kind, &set.members)?;
             after(Step::SetCreated);
@@ -204,8 +253,22 @@ impl Kernel {
             self.sets.add(name, members)?;
             after(Step::MembersAdded);
         }
-        if let Some(text) = render(plan).apply {
-            self.restore(family, &text, &mut begun)?;
+        let rendered = render(plan);
+        // A batch more would read and write the whole legacy table once more, and in nft be waited for by the
+        // other family's.
+        let deleted = match rendered
+            .whole
+            .map(|text| self.restore(family, &text, begun))
+        {
+            Some(Ok(())) => true,
+            // A stranger's jump to a chain, perhaps.
+            Some(Err(Error::Tool { .. })) | None => false,
+            Some(Err(error)) => return Err(error),
+        };
+        if let Some(text) = rendered.apply {
+            if !deleted {
+                self.restore(family, &text, begun)?;
+            }
             after(Step::ChainsWritten);
         }
         for (name, members) in &plan.remove {
@@ -213,7 +276,6 @@ impl Kernel {
             after(Step::MembersRemoved);
         }
         let chains: Vec<&ChainName> = plan.delete.iter().collect();
-        let mut left = Vec::new();
         // Deleted here and not by the plan's text: with a stranger's native rule in the table,
         // iptables-nft finds no rule to delete, and the whole batch fails.
         if !plan.unhook.is_empty() {
@@ -223,20 +285,15 @@ impl Kernel {
             }
         }
         if !chains.is_empty() {
-            match self.delete(self.backend, family, &chains) {
-                Ok(more) => left.extend(more),
-                Err(error) => left.push(error),
+            if !deleted {
+                match self.delete(self.backend, family, &chains) {
+                    Ok(more) => left.extend(more),
+                    Err(error) => left.push(error),
+                }
             }
             after(Step::ChainsDeleted);
         }
-        self.remember(plan, &begun);
-        for name in &plan.destroy {
-            match self.sets.destroy(name) {
-                Ok(()) => after(Step::SetDestroyed),
-                Err(error) => left.push(error),
-            }
-        }
-        Ok(left)
+        Ok(())
     }
 
     /// Whether the rules of a family are as this kernel last observed or left them. Not so, or
@@ -327,45 +384,47 @@ impl Kernel {
         Ok(())
     }
 
-    /// Reads what a plan has written, while it is known that nobody else wrote.
-    fn remember(&mut self, plan: &Plan, begun: &Begun) {
-        if plan.write.is_empty()
-            && plan.hook.is_empty()
-            && plan.unhook.is_empty()
-            && plan.delete.is_empty()
-        {
+    /// Reads what plans have written, while it is known that nobody else wrote.
+    fn remember(&mut self, plans: &[Plan], begun: &Begun) {
+        let mut readings = Vec::new();
+        let mut last = None;
+        for plan in plans.iter().filter(|plan| touches_rules(plan)) {
+            let (found, generation) = match self.rules(self.backend, plan.family) {
+                Ok(read) => read,
+                Err(error) => {
+                    // The plan is carried out. What it wrote is doubted, and so written again.
+                    let family = plan.family;
+                    tracing::debug!(%family, %error, "what was written could not be read back");
+                    Default::default()
+                }
+            };
+            readings.push((plan, found));
+            last = generation;
+        }
+        if readings.is_empty() {
             return;
         }
-        let (found, generation) = match self.rules(self.backend, plan.family) {
-            Ok(read) => read,
-            Err(error) => {
-                // The plan is carried out. What it wrote is doubted, and so written again.
-                let family = plan.family;
-                tracing::debug!(%family, %error, "what was written could not be read back");
-                Default::default()
-            }
-        };
         let ours = begun.restores + self.nft.commits().wrapping_sub(begun.commits);
         let expected = begun.generation.map(|before| before.wrapping_add(ours));
         let alone = match self.backend {
-            Backend::Nft => generation.is_some() && generation == expected,
+            Backend::Nft => last.is_some() && last == expected,
             // There are no generations to count: see the limit in docs/architecture.md.
             Backend::Legacy => true,
         };
-        // Where rules were known up to the first of these commits, they are known now, of the
-        // other family too.
-        let known = |memory: &Memory| alone && memory.generation() == begun.generation;
-        let mut current = None;
+        // Where rules were known up to the first of these commits, they are known now, also of a family
+        // that has no plan.
+        let mut known = BTreeSet::new();
         for (family, memory) in &mut self.memory {
-            if known(memory) {
-                memory.carry_to(generation);
-                if *family == plan.family {
-                    current = generation;
-                }
+            if alone && memory.generation() == begun.generation {
+                memory.carry_to(last);
+                known.insert(*family);
             }
         }
-        let memory = self.memory.entry(plan.family).or_default();
-        memory.written(plan, &found, alone, current);
+        for (plan, found) in readings {
+            let current = last.filter(|_| known.contains(&plan.family));
+            let memory = self.memory.entry(plan.family).or_default();
+            memory.written(plan, &found, alone, current);
+        }
     }
 
     /// Takes our rules out of one backend, for both families, and leaves sets and strangers'
@@ -466,6 +525,17 @@ impl Kernel {
             .filter_map(|name| self.sets.destroy(name).err())
             .collect()
     }
+}
+
+fn touches_rules(plan: &Plan) -> bool {
+    let Plan {
+        write,
+        hook,
+        unhook,
+        delete,
+        ..
+    } = plan;
+    !(write.is_empty() && hook.is_empty() && unhook.is_empty() && delete.is_empty())
 }
 
 /// Whether a set counts to a family: by its name, since that is what a set of ours must have, or by
