@@ -12,12 +12,12 @@ use selvage_netfilter::{Backend, Kernel, Pace, Step, Suspect, Watcher, choose_ba
 use selvage_policy_core::index::MemberChanges;
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::{Plan, plan};
-use selvage_policy_core::ruleset::{Action, Chain, ChainName, Family, Match, Ruleset, SetKind};
+use selvage_policy_core::ruleset::{Action, Chain, ChainName, Family, Match, Ruleset};
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
 use crate::failpoint::{self, Failpoint};
-use crate::flows::{Flows, NodeFlows};
+use crate::flows::{Flows, NodeFlows, step_back};
 use crate::record::RecordFile;
 
 mod hand;
@@ -222,6 +222,7 @@ impl Drop for Node {
 
 /// Tells of suspicions until nobody listens. Blocks.
 fn keep_watch(mut watcher: Watcher, suspects: &Sender<Suspect>) {
+    step_back();
     while !suspects.is_closed() {
         let told = match watcher.wait(Instant::now() + WATCH_TICK) {
             Ok(told) => told,
@@ -293,22 +294,6 @@ fn with_those_above<'a>(chains: &mut BTreeSet<&'a ChainName>, ruleset: &'a Rules
         {
             ahead.push(parent);
         }
-    }
-}
-
-/// How many members a header should show.
-fn counted(set: &SetState) -> Option<u32> {
-    match set {
-        SetState::Known {
-            kind: SetKind::Net | SetKind::NetPort,
-            members,
-        } => u32::try_from(members.len()).ok(),
-        // Theirs come and go by their own clock.
-        SetState::Known {
-            kind: SetKind::Guard,
-            ..
-        }
-        | SetState::Foreign => None,
     }
 }
 
@@ -428,9 +413,7 @@ impl Dataplane for Node {
                     None => kernel.sets().glimpse()?,
                 };
                 for (family, observed) in &self.known {
-                    let sets = observed.sets.iter();
-                    let expected = sets.map(|(name, state)| (name, counted(state))).collect();
-                    let changed = kernel.sets_changed(*family, &expected, &glimpse)?;
+                    let changed = kernel.sets_changed(*family, &observed.sets, &glimpse)?;
                     if !changed.is_empty() {
                         return Ok(true);
                     }

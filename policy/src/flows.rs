@@ -5,13 +5,18 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use rustix::process::setpriority_process;
 use rustix::time::{ClockId, clock_gettime};
 use selvage_netfilter::conntrack::{self, Cutter, Entry};
 use selvage_netfilter::local_addresses;
 use selvage_policy_core::ruleset::{Family, GUARD_SECONDS};
 use selvage_policy_core::verdict::{Flow, Judge, Verdict};
+use tracing::debug;
 
 use crate::failpoint::{self, Failpoint};
+
+/// How far a thread steps back; a thread of the usual priority gets nine times as much time.
+const NICE: i32 = 10;
 
 /// Bounds each exchange with the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,6 +97,25 @@ impl NodeFlows {
 pub(crate) fn thread_cpu() -> Duration {
     let used = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(used).unwrap_or_default()
+}
+
+/// Lets other threads go first from now on: for one whose work keeps a processor busy in the kernel.
+pub(crate) fn step_back() {
+    if let Err(error) = setpriority_process(None, NICE) {
+        debug!(%error, "a thread keeps its priority");
+    }
+}
+
+/// Does something on a thread of its own, which steps back: no thread gets its priority back. Blocks.
+pub(crate) fn behind_others<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let done = std::thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            step_back();
+            work()
+        });
+        working.join()
+    });
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// What passes OUTPUT or INPUT instead of FORWARD is nobody's to forbid.

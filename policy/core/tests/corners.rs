@@ -691,3 +691,110 @@ fn an_unwieldy_policy_is_enforced_and_leaves_every_other_as_it_was() {
     assert!(passes(&both, &from(OUTSIDE, 81)) && passes(&both, &from("10.0.7.2", 81)));
     assert!(!passes(&both, &from("10.0.7.1", 81)) && !passes(&both, &from("10.1.249.1", 81)));
 }
+
+#[test]
+fn a_nodeport_client_behind_snat_is_seen_as_the_node_that_took_it_in() {
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "a"}},
+        "ingress": [{"from": [{"ipBlock": {"cidr": format!("{OUTSIDE}/32")}}]}],
+    });
+    let rules = compile(
+        &mut index(&[pod("a", "10.0.0.1", json!([]))], &[policy(spec)]),
+        Family::V4,
+    );
+    let from = |source: &str| Packet::first("ens5", veth("a"), ip(source), ip("10.0.0.1"), tcp(80));
+    assert!(
+        passes(&rules, &from(OUTSIDE)),
+        "externalTrafficPolicy: Local"
+    );
+    let node = "10.0.128.7";
+    assert!(
+        !passes(&rules, &from(node)),
+        "Cluster: the client is not to be seen"
+    );
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "a"}},
+        "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.128.0/24"}}]}],
+    });
+    let rules = compile(
+        &mut index(&[pod("a", "10.0.0.1", json!([]))], &[policy(spec)]),
+        Family::V4,
+    );
+    assert!(
+        passes(&rules, &from(node)),
+        "where nodes are allowed, so is whoever comes through one"
+    );
+}
+
+#[test]
+fn multicast_and_broadcast_of_an_isolated_pod_are_destinations_like_any_other() {
+    let none = json!({"podSelector": {"matchLabels": {"app": "a"}}, "policyTypes": ["Egress"]});
+    let groups = json!({
+        "podSelector": {"matchLabels": {"app": "b"}},
+        "policyTypes": ["Egress"],
+        "egress": [{"to": [{"ipBlock": {"cidr": "224.0.0.0/4"}}]}],
+    });
+    let mut others = policy(groups);
+    others["metadata"]["name"] = json!("r");
+    let pods = ["a", "b", "c"].map(|name| pod(name, "10.0.0.1", json!([])));
+    let rules = compile(&mut index(&pods, &[policy(none), others]), Family::V4);
+    let mdns = Some((Protocol::Udp, 5353));
+    for (pod, to, want) in [
+        ("a", "224.0.0.251", false),
+        ("a", "255.255.255.255", false),
+        ("b", "224.0.0.251", true),
+        ("b", "255.255.255.255", false),
+        ("c", "224.0.0.251", true),
+        ("c", "255.255.255.255", true),
+    ] {
+        let packet = out_of(pod, "10.0.0.1", to, mdns);
+        assert_eq!(passes(&rules, &packet), want, "{pod} to {to}");
+    }
+}
+
+#[test]
+fn a_policy_over_thousands_of_pods_that_are_there_already_reaches_every_node() {
+    const NODES: usize = 20;
+    const PODS: usize = 4_000;
+    let objects: Vec<Value> = (0..PODS)
+        .map(|number| {
+            let address =
+                std::net::Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(number).unwrap());
+            let mut pod = pod(&format!("p{number}"), &address.to_string(), json!([]));
+            pod["spec"]["nodeName"] = json!(format!("node-{}", number % NODES));
+            pod
+        })
+        .collect();
+    let space = json!({"metadata": {"name": "n0", "labels": {}}});
+    for node in 0..NODES {
+        let mut settings = cluster::settings();
+        settings.node = selvage_policy_core::model::NodeName::new(format!("node-{node}"));
+        let mut index = Index::new(settings);
+        index.apply(cluster::namespace_applied(&space));
+        for pod in &objects {
+            index.apply(cluster::pod_applied(pod));
+        }
+        let _ = compile(&mut index, Family::V4);
+        let spec = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "p7"}}}]}]});
+        assert!(
+            index
+                .apply(cluster::policy_applied(&policy(spec)))
+                .recompile
+        );
+        let rules = compile(&mut index, Family::V4);
+        for number in (node..PODS).step_by(NODES) {
+            let name = format!("p{number}");
+            let address =
+                std::net::Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(number).unwrap());
+            let from = |source: &str| {
+                Packet::first("ens5", veth(&name), ip(source), address.into(), tcp(80))
+            };
+            assert!(!passes(&rules, &from(OUTSIDE)), "{name} on node {node}");
+            // p7's address; on its own node it does not come in from outside.
+            assert!(
+                node == 7 || passes(&rules, &from("10.0.0.8")),
+                "{name} on node {node}"
+            );
+        }
+    }
+}

@@ -366,23 +366,6 @@ fn an_address_that_two_pods_share_leaves_with_the_second() {
         "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]},
     })));
     let before = compile(&mut index, Family::V4);
-    // What comes and goes before anybody asks is no change.
-    let uid = |name: &str| {
-        (
-            PodKey {
-                namespace: NamespaceName::new("n0"),
-                name: name.to_owned(),
-            },
-            PodUid::new("u0"),
-        )
-    };
-    let gone = uid("p9");
-    assert!(
-        index.apply(web("there", "p9", "10.0.0.3")).members,
-        "asked later"
-    );
-    assert!(index.apply(Event::PodDeleted(gone.0, gone.1)).members);
-    assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
     let deltas = [
         (web("there", "p1", "10.0.0.2"), 1, "first in"),
         (web("there", "p2", "10.0.0.2"), 0, "second in"),
@@ -502,4 +485,31 @@ fn a_pod_replaced_under_its_name_is_noticed_without_a_delete() {
     later["metadata"]["uid"] = json!("u2");
     let moved = index.apply(cluster::pod_applied(&later));
     assert!(moved.recompile && moved.left.contains(&"10.0.0.1".parse().unwrap()));
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_before_members_are_written_is_no_change() {
+    let mut index = Index::new(cluster::settings());
+    index.apply(web(cluster::NODE, "p0", "10.0.0.1"));
+    index.apply(cluster::policy_applied(&json!({
+        "metadata": {"name": "q", "namespace": "n0"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]},
+    })));
+    let before = compile(&mut index, Family::V4);
+    let key = PodKey {
+        namespace: NamespaceName::new("n0"),
+        name: "p9".to_owned(),
+    };
+    for _ in 0..3 {
+        assert!(index.apply(web("there", "p9", "10.0.0.3")).members);
+        let gone = Event::PodDeleted(key.clone(), PodUid::new("u0"));
+        assert!(index.apply(gone).members);
+    }
+    assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
+    index.apply(web("there", "p9", "10.0.0.3"));
+    let changes = index.take_member_changes().unwrap();
+    assert_eq!(changes.values().map(|it| it.add.len()).sum::<usize>(), 1);
+    index.apply(Event::PodDeleted(key, PodUid::new("u0")));
+    assert_eq!(index.take_member_changes().map(|it| it.len()), Some(1));
+    assert_eq!(compile(&mut index, Family::V4), before);
 }

@@ -308,6 +308,23 @@ impl IpSets {
         Ok(headers)
     }
 
+    /// The names of our sets of both families.
+    ///
+    /// *Cost*: linear in all sets there are, 0.2 µs each.
+    pub(crate) fn names(&mut self) -> Result<Vec<SetName>, Error> {
+        let object = || "list the names of sets".to_owned();
+        let mut message = Command::List.message(DUMP, NO_FAMILY);
+        message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .net_u32(attribute::FLAGS, wire::FLAG_NAMES_ONLY);
+        let replies = self.socket.dump(&object, &message)?;
+        let names = replies.iter().filter_map(|reply| {
+            let name = reply.attributes().text(attribute::SET_NAME)?;
+            SetName::new(name).ok()
+        });
+        Ok(names.collect())
+    }
+
     /// A set's header and members; of a guard set the header alone.
     ///
     /// *Errors*: [`Error::Refused`] when there is no such set; [`Error::Garbled`] when it is of a

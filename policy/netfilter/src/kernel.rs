@@ -323,8 +323,7 @@ impl Kernel {
     /// gone, of another type or family, with another number of members, swapped with another or
     /// made anew since they were last observed or written, or matched on by no rule.
     ///
-    /// `expected` says how many members each has, or `None` where that is not known. One member
-    /// less and another more is not seen here: only [`Kernel::observe`] reads members. Of the sets that
+    /// One member less and another more is not seen here: only [`Kernel::observe`] reads members. Of the sets that
     /// this kernel has made, read or changed since the glimpse was begun, a few are looked at anew, others each time.
     ///
     /// *Errors*: those of reading.
@@ -333,7 +332,7 @@ impl Kernel {
     pub fn sets_changed(
         &mut self,
         family: Family,
-        expected: &BTreeMap<&SetName, Option<u32>>,
+        expected: &BTreeMap<SetName, SetState>,
         glimpse: &Glimpse,
     ) -> Result<BTreeSet<SetName>, Error> {
         self.sets.differing(family, expected, glimpse)

@@ -12,6 +12,7 @@
 //! A [`Watcher`] reads nothing of ours but the sets' headers and remembers nothing, so it may live on a
 //! thread of its own. What it suspects, [`crate::Kernel`] checks: our own commits end there.
 
+mod headers;
 mod lock;
 mod notify;
 
@@ -27,13 +28,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use selvage_policy_core::ruleset::Family;
 
 use crate::error::Error;
-use crate::ipset::{Glimpses, IpSets};
+use crate::ipset::Glimpses;
 use crate::iptables::Backend;
+use headers::Headers;
 use lock::LockFile;
 use notify::Notifications;
-
-/// Bounds each exchange with the kernel.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where iptables-legacy and everybody who plays by its rules keeps the lock.
 const LOCK: &str = "/run/xtables.lock";
@@ -58,11 +57,11 @@ pub struct Pace {
 }
 
 impl Default for Pace {
-    /// One second, one second, four minutes: 1.5 s and 5 min from a change to its repair. 64 MB.
+    /// One second, nine tenths, four minutes: 1.5 s and 5 min from a change to its repair. 64 MB.
     fn default() -> Self {
         Self {
             legacy: Duration::from_secs(1),
-            headers: Duration::from_secs(1),
+            headers: Duration::from_millis(900),
             members: Duration::from_secs(240),
             buffer: BUFFER,
         }
@@ -89,11 +88,8 @@ pub struct Watcher {
     families: Vec<Family>,
     source: Source,
     pace: Pace,
-    headers: Instant,
+    headers: Headers,
     members: Instant,
-    /// Lists headers, on a socket of its own.
-    sets: IpSets,
-    glimpses: Glimpses,
 }
 
 enum Source {
@@ -130,17 +126,15 @@ impl Watcher {
             families: families.to_vec(),
             source,
             pace,
-            headers: now + pace.headers,
+            headers: Headers::open(pace.headers, now)?,
             members: now + pace.members,
-            sets: IpSets::open(PATIENCE)?,
-            glimpses: Glimpses::default(),
         })
     }
 
     /// Where the headers are that it has seen whenever it suspects [`Suspect::Sets`].
     #[must_use]
     pub fn glimpses(&self) -> Glimpses {
-        self.glimpses.clone()
+        self.headers.glimpses()
     }
 
     /// Blocks until something may have changed, or until `deadline`: then the answer is empty.
@@ -155,24 +149,19 @@ impl Watcher {
         loop {
             let now = Instant::now();
             let mut suspects = BTreeSet::new();
-            for (due, pace, suspect) in [
-                (&mut self.headers, self.pace.headers, Suspect::Sets),
-                (&mut self.members, self.pace.members, Suspect::Members),
-            ] {
-                if now >= *due {
-                    *due = now + pace;
-                    suspects.insert(suspect);
-                }
+            if now >= self.members {
+                self.members = now + self.pace.members;
+                suspects.insert(Suspect::Members);
             }
-            if suspects.contains(&Suspect::Sets) {
-                self.glimpses.put(self.sets.glimpse()?);
+            if self.headers.look(now)? {
+                suspects.insert(Suspect::Sets);
             }
             let rules = self.source.look(now, self.pace.legacy, &self.families)?;
             suspects.extend(rules.into_iter().map(Suspect::Rules));
             if !suspects.is_empty() || now >= deadline {
                 return Ok(suspects);
             }
-            let timers = [Some(deadline), Some(self.headers), Some(self.members)];
+            let timers = [Some(deadline), Some(self.headers.due()), Some(self.members)];
             let timers = timers.into_iter().chain([self.source.due()]);
             let next = timers.flatten().min().expect("there is a deadline");
             self.source.wait(next.saturating_duration_since(now))?;

@@ -11,18 +11,18 @@ use tracing::{debug, info, warn};
 use super::pace::Pace;
 use super::pending::growing;
 use super::{DaemonError, STOP_DEADLINE};
-use crate::flows::{Cut, Flows, Scope};
+use crate::flows::{Cut, Flows, Scope, behind_others};
 use crate::metrics::Metrics;
 
 /// After a look at flows there is none for so many times as long as it used a processor, a tenth of a
-/// core; where only peers came and went, whose flows mostly end with them, a thirtieth. Not as long as it
+/// core; where only peers came and went, whose flows mostly end with them, a hundredth. Not as long as it
 /// took: where others take the processor, flows would wait for us, too.
 const REST: u32 = 9;
-const REST_OF_PEERS: u32 = 29;
+const REST_OF_PEERS: u32 = 99;
 
 /// Looks that cost so much together do not rest: what changes now and then is looked at at once.
 const FREE: Duration = Duration::from_millis(300);
-const FREE_OF_PEERS: Duration = Duration::from_millis(100);
+const FREE_OF_PEERS: Duration = Duration::from_millis(30);
 
 /// The pauses after an error.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
@@ -101,7 +101,7 @@ impl<F: Flows> Cutting<F> {
                 scope.extend(std::mem::take(&mut self.waiting_of_peers));
                 let judge = index.judge();
                 Hands::Busy(spawn_blocking(move || {
-                    let result = flows.cut(&judge, &scope);
+                    let result = behind_others(|| flows.cut(&judge, &scope));
                     let result = result.map_err(|error| crate::error_chain(&error));
                     (flows, scope, result)
                 }))

@@ -177,7 +177,6 @@ impl<D: Dataplane> Enforcing<D> {
                     .map(|family| compile(&mut node.index, *family))
                     .collect();
                 failpoint::hit(Failpoint::Compiled);
-                self.forbids = isolated_otherwise(node, &mut self.judged);
                 Job::Rules(want, look, endpoints(node))
             }
             Work::Members => {
@@ -193,6 +192,10 @@ impl<D: Dataplane> Enforcing<D> {
         node.status
             .send_modify(|status| status.working_since = Some(Instant::now()));
         self.hands.start(job);
+        if work == Work::Rules {
+            // While they are written.
+            self.forbids = isolated_otherwise(node, &mut self.judged);
+        }
     }
 
     fn finish(&mut self, finished: Finished) -> Result<(), DaemonError> {

@@ -104,3 +104,19 @@ pub struct MemberChange {
     /// All that is in it then, shared with the index.
     pub members: MemberSet,
 }
+
+impl MemberChange {
+    /// What changes after it: what comes and goes is no change.
+    pub(super) fn then(&mut self, add: Vec<Member>, remove: Vec<Member>) {
+        for member in add {
+            if !self.remove.remove(&member) {
+                self.add.insert(member);
+            }
+        }
+        for member in remove {
+            if !self.add.remove(&member) {
+                self.remove.insert(member);
+            }
+        }
+    }
+}

@@ -1,36 +1,63 @@
-//! Headers of all sets, listed by one thread and compared by another: the kernel takes 10 µs for each and
-//! more for large ones, and whoever changes members is not to wait for that.
+//! Headers of sets, looked at by one thread and compared by another: the kernel takes 10 µs for each and more
+//! for large ones, and whoever changes members is not to wait for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use selvage_policy_core::ruleset::{Family, SetName};
+use selvage_policy_core::observe::SetState;
+use selvage_policy_core::ruleset::{Family, SetKind, SetName};
 
 use super::{Header, IpSets, NOT_FOUND};
 use crate::error::Error;
 
-/// Of the sets that were changed here since headers were listed, so many are looked at one by one; the next
-/// ones next time.
-const LOOKS: usize = 16;
+/// Of the sets that were changed here since their headers were looked at, so many are looked at one by one;
+/// the next ones next time.
+const LOOKS: usize = 2;
 
-/// Headers, and when their list was begun.
-#[derive(Debug, Clone)]
+/// Headers, as they were at some time.
+#[derive(Debug, Clone, Default)]
 pub struct Glimpse {
-    headers: BTreeMap<SetName, Header>,
-    begun: Instant,
+    /// Each with when it was asked for; `None` for a set that was not there.
+    headers: BTreeMap<SetName, (Option<Header>, Instant)>,
+    /// If all sets that there were at a time are in it: that time.
+    complete: Option<Instant>,
 }
 
-/// The last glimpse, from whoever lists to whoever compares.
+/// What was seen and not yet compared, from whoever looks to whoever compares.
 #[derive(Debug, Clone, Default)]
 pub struct Glimpses(Arc<Mutex<Option<Glimpse>>>);
 
-impl Glimpses {
-    pub(crate) fn put(&self, glimpse: Glimpse) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(glimpse);
+impl Glimpse {
+    pub(crate) fn add(&mut self, name: SetName, header: Option<Header>, when: Instant) {
+        self.headers.insert(name, (header, when));
     }
 
-    /// The last one, once.
+    /// All sets that there were at that time are in it.
+    pub(crate) fn complete(mut self, since: Instant) -> Self {
+        self.complete = Some(since);
+        self
+    }
+
+    pub(crate) fn holds(&self, name: &SetName) -> bool {
+        self.headers.contains_key(name)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.headers.is_empty()
+    }
+}
+
+impl Glimpses {
+    /// Adds to what was seen.
+    pub(crate) fn put(&self, glimpse: Glimpse) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = last.get_or_insert_default();
+        seen.headers.extend(glimpse.headers);
+        seen.complete = glimpse.complete.or(seen.complete);
+    }
+
+    /// All that was seen, once.
     #[must_use]
     pub fn take(&self) -> Option<Glimpse> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,46 +65,84 @@ impl Glimpses {
     }
 }
 
+/// How many members a header should show, where that is known.
+fn counted(set: &SetState) -> Option<u32> {
+    match set {
+        SetState::Known {
+            kind: SetKind::Net | SetKind::NetPort,
+            members,
+        } => u32::try_from(members.len()).ok(),
+        // Theirs come and go by their own clock.
+        SetState::Known {
+            kind: SetKind::Guard,
+            ..
+        }
+        | SetState::Foreign => None,
+    }
+}
+
 impl IpSets {
-    /// Lists headers to be compared, by this one or another.
+    /// Looks at all headers at once.
     ///
     /// *Errors*, *Cost*: as [`IpSets::list`].
     pub fn glimpse(&mut self) -> Result<Glimpse, Error> {
         let begun = Instant::now();
         let headers = self.list()?.into_iter();
-        Ok(Glimpse {
-            headers: headers.map(|it| (it.name.clone(), it)).collect(),
-            begun,
-        })
+        let glimpse = Glimpse {
+            headers: headers
+                .map(|it| (it.name.clone(), (Some(it), begun)))
+                .collect(),
+            complete: None,
+        };
+        Ok(glimpse.complete(begun))
+    }
+
+    /// A set's header, if there is such a set.
+    pub(crate) fn find(&mut self, name: &SetName) -> Result<Option<Header>, Error> {
+        match self.header(name) {
+            Err(error) if error.is_refusal(NOT_FOUND) => Ok(None),
+            header => header.map(Some),
+        }
     }
 
     /// See [`crate::Kernel::sets_changed`].
     pub(crate) fn differing(
         &mut self,
         family: Family,
-        expected: &BTreeMap<&SetName, Option<u32>>,
+        expected: &BTreeMap<SetName, SetState>,
         glimpse: &Glimpse,
     ) -> Result<BTreeSet<SetName>, Error> {
         let (mut differing, mut moving) = (BTreeSet::new(), Vec::new());
-        for (name, members) in expected {
-            if !self.differs(family, name, *members, glimpse.headers.get(*name)) {
-                continue;
+        let mut compare = |name: &SetName, state, header: Option<&Header>, when: Instant| {
+            let members = counted(state);
+            if !self.differs(family, name, members, header) {
+                return;
             }
-            let known = self.known.get(*name);
-            if known.is_some_and(|known| known.seen >= glimpse.begun) {
-                moving.push((*name, *members));
+            let known = self.known.get(name);
+            if known.is_some_and(|known| known.seen >= when) {
+                moving.push((name.clone(), members));
             } else {
-                differing.insert((*name).clone());
+                differing.insert(name.clone());
+            }
+        };
+        for (name, (header, when)) in &glimpse.headers {
+            if let Some(state) = expected.get(name) {
+                compare(name, state, header.as_ref(), *when);
+            }
+        }
+        let Some(complete) = glimpse.complete else {
+            return Ok(differing);
+        };
+        for (name, state) in expected {
+            if !glimpse.holds(name) {
+                compare(name, state, None, complete);
             }
         }
         let looks = moving.len().min(LOOKS);
         for at in 0..looks {
-            let (name, members) = moving[(self.turn + at) % moving.len()];
-            let header = match self.header(name) {
-                Err(error) if error.is_refusal(NOT_FOUND) => None,
-                header => Some(header?),
-            };
-            if self.differs(family, name, members, header.as_ref()) {
+            let (name, members) = &moving[(self.turn + at) % moving.len()];
+            let header = self.find(name)?;
+            if self.differs(family, name, *members, header.as_ref()) {
                 differing.insert(name.clone());
             }
         }

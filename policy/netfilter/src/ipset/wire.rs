@@ -18,6 +18,8 @@ pub(crate) const LINE: u16 = 9;
 
 /// `IPSET_FLAG_LIST_HEADER`.
 pub(super) const FLAG_HEADERS_ONLY: u32 = 1 << 2;
+/// `IPSET_FLAG_LIST_SETNAME`: names, and nothing else.
+pub(super) const FLAG_NAMES_ONLY: u32 = 1 << 1;
 
 /// A `hash` set has 64 buckets at least; the kernel rounds up to a power of two.
 const BUCKETS_MIN: u32 = 64;

@@ -1,11 +1,12 @@
 //! What a foreign hand does to our rules is noticed, told apart from what we do, and mended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use selvage_netfilter::ipset::Glimpse;
 use selvage_netfilter::{Backend, Kernel, Pace, Suspect, Watcher};
+use selvage_policy_core::observe::SetState;
 use selvage_policy_core::plan::plan;
 use selvage_policy_core::ruleset::{Family, Ruleset, SetName};
 use selvage_tests::{run, run_with_input};
@@ -46,15 +47,6 @@ impl Watched {
         Ok(watched)
     }
 
-    /// How many members each set should have.
-    pub(crate) fn expected(&self, family: Family) -> BTreeMap<SetName, Option<u32>> {
-        let of_family = self.want.iter().filter(|want| want.family == family);
-        of_family
-            .flat_map(|want| &want.sets)
-            .map(|(name, set)| (name.clone(), u32::try_from(set.members.len()).ok()))
-            .collect()
-    }
-
     /// Sets that are not as they should be, as far as headers show.
     pub(crate) fn differing(&mut self, family: Family) -> Result<BTreeSet<SetName>> {
         let glimpse = self.kernel.sets().glimpse()?;
@@ -66,11 +58,15 @@ impl Watched {
         family: Family,
         glimpse: &Glimpse,
     ) -> Result<BTreeSet<SetName>> {
-        let expected = self.expected(family);
-        let expected = expected
-            .iter()
-            .map(|(name, count)| (name, *count))
-            .collect();
+        let of_family = self.want.iter().filter(|want| want.family == family);
+        let expected = of_family.flat_map(|want| &want.sets).map(|(name, set)| {
+            let state = SetState::Known {
+                kind: set.kind,
+                members: set.members.clone(),
+            };
+            (name.clone(), state)
+        });
+        let expected = expected.collect();
         Ok(self.kernel.sets_changed(family, &expected, glimpse)?)
     }
 
@@ -478,7 +474,7 @@ fn a_lock_file_that_is_replaced_is_followed() -> Result<()> {
 #[test]
 fn watching_legacy_tables_that_do_not_exist_creates_none() -> Result<()> {
     let mut kernel = open(Backend::Legacy)?;
-    let mut watcher = Watcher::open(Backend::Legacy, &FAMILIES, Pace::default())?;
+    let mut watcher = Watcher::open(Backend::Legacy, &FAMILIES, rules_only())?;
     assert!(kernel.observe(Family::V4)?.chains.is_empty());
     let suspects = watcher.wait(Instant::now() + Duration::from_secs(3))?;
     assert!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Active, State};
-use crate::index::event::MemberChanges;
+use crate::index::event::{MemberChange, MemberChanges};
 use crate::index::members::Touched;
 use crate::ruleset::{Family, Member, MemberSet, Set, SetName};
 
@@ -101,41 +101,37 @@ impl Active {
         // Of equals that comes first of which it is known that a source has it.
         concerned.sort_unstable();
         concerned.dedup_by_key(|it| (it.feed, it.member));
-        for one in concerned {
-            let Concerned {
-                feed,
-                member,
-                asked,
-            } = one;
-            let number = feed;
+        let set = |one: &Concerned| (one.feed, Family::of(&one.member.net));
+        for group in concerned.chunk_by(|one, other| set(one) == set(other)) {
+            let (number, family) = set(&group[0]);
             let Some(feed) = self.feeds.get(number) else {
                 continue;
             };
             let has = |source: usize, element| self.sources.get(source).members.contains(element);
-            let family = Family::of(&member.net);
-            let is = !asked || feed.holds(&member, has);
             let members = self.filled[number].of_mut(family);
-            let changed = if is {
-                members.insert(member)
-            } else {
-                members.remove(&member)
-            };
-            if !changed {
+            let (mut add, mut remove) = (Vec::new(), Vec::new());
+            for Concerned { member, asked, .. } in group {
+                if !asked || feed.holds(member, has) {
+                    if members.insert(*member) {
+                        add.push(*member);
+                    }
+                } else if members.remove(member) {
+                    remove.push(*member);
+                }
+            }
+            self.held = self.held + add.len() - remove.len();
+            if add.is_empty() && remove.is_empty() {
                 continue;
             }
-            let change = match changes.get_mut(feed.name(family)) {
-                Some(change) => change,
-                None => changes.entry(feed.name(family).clone()).or_default(),
-            };
-            if is {
-                self.held += 1;
-                if !change.remove.remove(&member) {
-                    change.add.insert(member);
-                }
-            } else {
-                self.held -= 1;
-                if !change.add.remove(&member) {
-                    change.remove.insert(member);
+            match changes.get_mut(feed.name(family)) {
+                Some(change) => change.then(add, remove),
+                None => {
+                    let change = MemberChange {
+                        add: add.into_iter().collect(),
+                        remove: remove.into_iter().collect(),
+                        ..MemberChange::default()
+                    };
+                    changes.insert(feed.name(family).clone(), change);
                 }
             }
         }
