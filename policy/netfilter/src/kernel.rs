@@ -18,6 +18,9 @@ use crate::nftables::{Generation, Nftables};
 use crate::record::Record;
 use crate::socket::Nfnetlink;
 
+/// So many chains are read one by one faster than all rules are together.
+const FEW: usize = 32;
+
 /// The families, in the order in which they are cleaned.
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -388,7 +391,7 @@ impl Kernel {
         let mut readings = Vec::new();
         let mut last = None;
         for plan in plans.iter().filter(|plan| touches_rules(plan)) {
-            let (found, generation) = match self.rules(self.backend, plan.family) {
+            let (found, generation) = match self.written(plan) {
                 Ok(read) => read,
                 Err(error) => {
                     // The plan is carried out. What it wrote is doubted, and so written again.
@@ -491,6 +494,17 @@ impl Kernel {
         match backend {
             Backend::Nft => self.nft.read(family),
             Backend::Legacy => legacy::read(family).map(|found| (found, None)),
+        }
+    }
+
+    /// The rules of the chains that a plan wrote and deleted; others' may be there or not.
+    fn written(&mut self, plan: &Plan) -> Result<(Found, Option<Generation>), Error> {
+        let chains = plan.write.keys().chain(&plan.delete);
+        match self.backend {
+            Backend::Nft if chains.clone().count() <= FEW => {
+                self.nft.read_chains(plan.family, chains)
+            }
+            backend @ (Backend::Nft | Backend::Legacy) => self.rules(backend, plan.family),
         }
     }
 
