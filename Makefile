@@ -56,8 +56,9 @@ images: setup ## the agents' images as archives, from the Dockerfiles that users
 fmt: ## formatting, checked (cargo fmt writes it)
 	cargo fmt --all --check
 
-lint: ## clippy on everything, warnings are errors
+lint: ## clippy on everything, warnings are errors; the fuzzer's own lock file is up to date
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cd fuzz/engine && cargo metadata --locked --format-version 1 >/dev/null
 
 deny: ## licences, sources and bans of the dependency tree
 	cargo deny --offline --log-level error check bans licenses sources

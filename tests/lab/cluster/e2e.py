@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import config, demo, endings, lifecycle, modes
+from . import config, demo, endings, lifecycle, modes, unenforceable
 from .matrix import Table
 from .progress import say
 
@@ -53,9 +53,10 @@ def _demo(enforced: bool, **variables: str) -> Callable[[dict[str, str]], list[s
         try:
             demonstration = demo.Demo(lab, lambda text: None)
             demonstration.run()
+            untold = unenforceable.complaints(lab) if enforced else []
         finally:
             lifecycle.down()
-        return complaints(demonstration.result, enforced) + endings.left_behind()
+        return complaints(demonstration.result, enforced) + untold + endings.left_behind()
 
     return attempt
 
