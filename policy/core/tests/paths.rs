@@ -512,4 +512,15 @@ fn a_peer_that_comes_and_goes_before_members_are_written_is_no_change() {
     index.apply(Event::PodDeleted(key, PodUid::new("u0")));
     assert_eq!(index.take_member_changes().map(|it| it.len()), Some(1));
     assert_eq!(compile(&mut index, Family::V4), before);
+    // Nor where the sets have followed in between, because rules of the other family were compiled.
+    index.apply(web("there", "p8", "2001:db8::8"));
+    let _ = compile(&mut index, Family::V6);
+    index.apply(web("there", "p9", "2001:db8::9"));
+    let _ = compile(&mut index, Family::V4);
+    let key = PodKey {
+        namespace: NamespaceName::new("n0"),
+        name: "p9".to_owned(),
+    };
+    index.apply(Event::PodDeleted(key, PodUid::new("u0")));
+    assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
 }
