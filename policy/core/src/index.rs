@@ -76,6 +76,7 @@ struct Unseen {
 struct Effects {
     touched: Touched,
     left: BTreeSet<IpAddr>,
+    gone: BTreeSet<IpAddr>,
 }
 
 impl Index {
@@ -305,6 +306,7 @@ impl Index {
         let before = self.places.place(&pod);
         self.active
             .move_pod(Some((&before, labels)), None, &mut effects.touched);
+        effects.gone.extend(before.addresses.iter());
         self.places.note(Some(&before), None, &mut effects.left);
         self.census.note(Some(&before), None);
     }
@@ -441,13 +443,18 @@ impl Index {
 
     fn delta(&mut self, effects: Effects) -> Delta {
         self.dirty |= self.active.is_laid_out_for_other_families(&self.census);
-        let Effects { touched, left } = effects;
+        let Effects {
+            touched,
+            left,
+            gone,
+        } = effects;
         let members = !touched.is_empty();
         self.touched.extend(touched);
         Delta {
             recompile: self.dirty,
             members,
             left,
+            gone,
         }
     }
 }

@@ -502,8 +502,11 @@ fn a_peer_that_comes_and_goes_before_members_are_written_is_no_change() {
     };
     for _ in 0..3 {
         assert!(index.apply(web("there", "p9", "10.0.0.3")).members);
-        let gone = Event::PodDeleted(key.clone(), PodUid::new("u0"));
-        assert!(index.apply(gone).members);
+        let moved = index.apply(web("there", "p9", "10.0.0.3"));
+        assert!(moved.gone.is_empty());
+        let went = index.apply(Event::PodDeleted(key.clone(), PodUid::new("u0")));
+        assert!(went.members && went.left.is_empty());
+        assert_eq!(went.gone, ["10.0.0.3".parse().unwrap()].into());
     }
     assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
     index.apply(web("there", "p9", "10.0.0.3"));

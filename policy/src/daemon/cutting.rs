@@ -1,5 +1,7 @@
 //! Flows that a change may have forbidden, on their way to being cut: beside the hot path.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +17,14 @@ use crate::flows::{Cut, Flows, Scope, behind_others};
 use crate::metrics::Metrics;
 
 /// After a look at flows there is none for so many times as long as it used a processor, a tenth of a
-/// core; where only peers came and went, whose flows mostly end with them, a hundredth. Not as long as it
-/// took: where others take the processor, flows would wait for us, too.
+/// core; where all that happened is that pods went elsewhere, whose flows end with them, a hundredth. Not as
+/// long as it took: where others take the processor, flows would wait for us, too.
 const REST: u32 = 9;
-const REST_OF_PEERS: u32 = 99;
+const REST_OF_GONE: u32 = 99;
 
 /// Looks that cost so much together do not rest: what changes now and then is looked at at once.
 const FREE: Duration = Duration::from_millis(300);
-const FREE_OF_PEERS: Duration = Duration::from_millis(30);
+const FREE_OF_GONE: Duration = Duration::from_millis(30);
 
 /// The pauses after an error.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
@@ -34,9 +36,9 @@ pub(super) struct Cutting<F> {
     metrics: Arc<Metrics>,
     waiting: Scope,
     pace: Pace,
-    /// Of peers that came and went, and no rule with them.
-    waiting_of_peers: Scope,
-    pace_of_peers: Pace,
+    /// Of peers whose pods are gone.
+    waiting_of_gone: Scope,
+    pace_of_gone: Pace,
     /// Whether the look under way is about more than these.
     urgent: bool,
     /// After an error.
@@ -58,8 +60,8 @@ impl<F: Flows> Cutting<F> {
             metrics,
             waiting: Scope::default(),
             pace: Pace::new(FREE * REST),
-            waiting_of_peers: Scope::default(),
-            pace_of_peers: Pace::new(FREE_OF_PEERS * REST_OF_PEERS),
+            waiting_of_gone: Scope::default(),
+            pace_of_gone: Pace::new(FREE_OF_GONE * REST_OF_GONE),
             urgent: false,
             not_before: None,
             failures: 0,
@@ -71,9 +73,9 @@ impl<F: Flows> Cutting<F> {
         self.waiting.extend(scope);
     }
 
-    /// So may peers that came and went.
-    pub(super) fn add_of_peers(&mut self, scope: Scope) {
-        self.waiting_of_peers.extend(scope);
+    /// So may these peers, whose pods are gone.
+    pub(super) fn add_of_gone(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.waiting_of_gone.addresses.extend(addresses);
     }
 
     /// When to begin, if there is anything to begin with.
@@ -86,7 +88,7 @@ impl<F: Flows> Cutting<F> {
         };
         let all = [
             when(&self.waiting, &self.pace),
-            when(&self.waiting_of_peers, &self.pace_of_peers),
+            when(&self.waiting_of_gone, &self.pace_of_gone),
         ];
         all.into_iter().flatten().min().map(|it| it.max(now))
     }
@@ -98,7 +100,7 @@ impl<F: Flows> Cutting<F> {
             Hands::Idle(mut flows) => {
                 self.urgent = !self.waiting.is_empty();
                 let mut scope = std::mem::take(&mut self.waiting);
-                scope.extend(std::mem::take(&mut self.waiting_of_peers));
+                scope.extend(std::mem::take(&mut self.waiting_of_gone));
                 let judge = index.judge();
                 Hands::Busy(spawn_blocking(move || {
                     let result = behind_others(|| flows.cut(&judge, &scope));
@@ -127,7 +129,7 @@ impl<F: Flows> Cutting<F> {
                 if self.urgent {
                     self.pace.owe(now, cut.used * REST);
                 } else {
-                    self.pace_of_peers.owe(now, cut.used * REST_OF_PEERS);
+                    self.pace_of_gone.owe(now, cut.used * REST_OF_GONE);
                 }
                 self.metrics.cut(&cut);
                 self.tell(&cut);
@@ -169,5 +171,49 @@ impl<F: Flows> Cutting<F> {
                 .map_err(|_| DaemonError::Slow(STOP_DEADLINE))??;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use selvage_policy_core::verdict::Judge;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Flows for Nobody {
+        type Error = Infallible;
+
+        fn cut(&mut self, _: &Judge, _: &Scope) -> Result<Cut, Infallible> {
+            Ok(Cut::default())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_go_without_end_hold_up_nothing_that_a_change_forbids() {
+        let mut cutting = Cutting::new(Nobody, Arc::new(Metrics::new()));
+        let now = Instant::now();
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        assert_eq!(cutting.due(now), None);
+        cutting.add_of_gone([address].into());
+        assert_eq!(cutting.due(now), Some(now), "a lone one does not wait");
+        // Many looks for those that went: a second of a processor.
+        cutting
+            .pace_of_gone
+            .owe(now, Duration::from_secs(1) * REST_OF_GONE);
+        assert!(cutting.due(now) > Some(now + Duration::from_secs(60)));
+        let forbidden = Scope {
+            addresses: [address].into(),
+            ..Scope::default()
+        };
+        cutting.add(forbidden);
+        assert_eq!(cutting.due(now), Some(now));
+        // Looks for what changes forbid rest, too, but not as long.
+        cutting.pace.owe(now, Duration::from_secs(1) * REST);
+        let when = cutting.due(now).unwrap();
+        assert!(when > now && when < now + Duration::from_secs(10));
     }
 }

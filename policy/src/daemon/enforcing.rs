@@ -1,6 +1,7 @@
 //! The phase that reaches the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout
 use tracing::info;
 
 use super::cutting::Cutting;
-use super::node::Node;
+use super::node::{Departed, Node};
 use super::pending::Due;
 use super::{DaemonError, STOP_DEADLINE, turns};
 use crate::dataplane::{Dataplane, Done, Finished, Hand, Job};
@@ -39,6 +40,9 @@ pub(super) struct Enforcing<D: Dataplane> {
     judged: BTreeMap<PodKey, Isolation>,
     /// What the work under way will have forbidden, beside what it finds out itself.
     forbids: Scope,
+    /// Addresses whose pods are gone, and those of them that the work under way takes out of sets.
+    gone: BTreeSet<IpAddr>,
+    going: BTreeSet<IpAddr>,
     _lock: Lock,
 }
 
@@ -93,6 +97,8 @@ impl<D: Dataplane> Enforcing<D> {
             suspects,
             judged: BTreeMap::new(),
             forbids: Scope::default(),
+            gone: BTreeSet::new(),
+            going: BTreeSet::new(),
             _lock: lock,
         }
     }
@@ -156,7 +162,8 @@ impl<D: Dataplane> Enforcing<D> {
                     if !more {
                         break Err(Node::ended_early());
                     }
-                    let left = node.take_in(&mut buffer);
+                    let Departed { left, gone } = node.take_in(&mut buffer);
+                    self.gone.extend(gone);
                     self.cutting.add(Scope { left, ..Scope::default() });
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
@@ -188,6 +195,7 @@ impl<D: Dataplane> Enforcing<D> {
                 Job::Members(changes)
             }
         };
+        self.going = std::mem::take(&mut self.gone);
         node.lag.begun();
         node.status
             .send_modify(|status| status.working_since = Some(Instant::now()));
@@ -209,10 +217,14 @@ impl<D: Dataplane> Enforcing<D> {
             let mut forbidden = std::mem::take(&mut self.forbids);
             forbidden.everything |= first;
             forbidden.extend(self.affected(done));
-            match work {
-                Work::Rules => self.cutting.add(forbidden),
-                Work::Members => self.cutting.add_of_peers(forbidden),
-            }
+            let going = std::mem::take(&mut self.going);
+            let (gone, there) = forbidden
+                .addresses
+                .into_iter()
+                .partition(|it| going.contains(it));
+            forbidden.addresses = there;
+            self.cutting.add(forbidden);
+            self.cutting.add_of_gone(gone);
         }
         self.node.finish(finished)
     }

@@ -29,6 +29,15 @@ const GIVE_UP: Duration = Duration::from_secs(600);
 /// So many repairs in a row are a mishap; more are somebody's purpose, and not for us to hide.
 const CONTESTED: u32 = 10;
 
+/// Addresses that events took away.
+#[derive(Debug, Default)]
+pub(super) struct Departed {
+    /// From the pods of this node that had them.
+    pub(super) left: BTreeSet<IpAddr>,
+    /// With pods that are gone, wherever they were.
+    pub(super) gone: BTreeSet<IpAddr>,
+}
+
 /// What every phase has.
 pub(super) struct Node {
     pub(super) index: Index,
@@ -56,9 +65,9 @@ impl Node {
         notices.recv_many(buffer, NOTICES_MAX).await > 0
     }
 
-    /// Takes in what happened; the addresses that left their pods are the answer.
-    pub(super) fn take_in(&mut self, buffer: &mut Vec<Notice>) -> BTreeSet<IpAddr> {
-        let mut left = BTreeSet::new();
+    /// Takes in what happened; the addresses that it took away are the answer.
+    pub(super) fn take_in(&mut self, buffer: &mut Vec<Notice>) -> Departed {
+        let mut departed = Departed::default();
         for notice in buffer.drain(..) {
             let resource = notice.resource();
             let Notice {
@@ -95,7 +104,8 @@ impl Node {
                 | Event::RelistDone(_) => None,
             };
             let mut delta = self.index.apply(event);
-            left.append(&mut delta.left);
+            departed.left.append(&mut delta.left);
+            departed.gone.append(&mut delta.gone);
             if let Some(resource) = resource.filter(|_| !delta.is_empty()) {
                 self.lag.noticed(resource, received);
             }
@@ -109,7 +119,7 @@ impl Node {
                 self.doubts.raise();
             }
         }
-        left
+        departed
     }
 
     fn listed(&mut self, resource: index::Resource) {
