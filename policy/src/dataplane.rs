@@ -507,10 +507,8 @@ impl Dataplane for Node {
         kernel.sets().change_members(changes, added)?;
         failpoint::hit(Failpoint::MembersRemoved);
         for (name, change) in changes {
-            let known = self.known.values_mut();
-            let state = known
-                .filter_map(|observed| observed.sets.get_mut(name))
-                .next();
+            let mut known = self.known.values_mut();
+            let state = known.find_map(|observed| observed.sets.get_mut(name));
             if let Some(SetState::Known { members, .. }) = state {
                 members.clone_from(&change.members);
             }
