@@ -106,18 +106,6 @@ pub(crate) fn step_back() {
     }
 }
 
-/// Does something on a thread of its own, which steps back: no thread gets its priority back. Blocks.
-pub(crate) fn behind_others<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let done = std::thread::scope(|scope| {
-        let working = scope.spawn(|| {
-            step_back();
-            work()
-        });
-        working.join()
-    });
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
 /// What passes OUTPUT or INPUT instead of FORWARD is nobody's to forbid.
 fn forbidden(entry: &Entry, judge: &Judge, own: &BTreeSet<IpAddr>) -> bool {
     let seen = entry.seen();

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::pace::Pace;
 use super::pending::growing;
 use super::{DaemonError, STOP_DEADLINE};
-use crate::flows::{Cut, Flows, Scope, behind_others};
+use crate::flows::{Cut, Flows, Scope};
 use crate::metrics::Metrics;
 
 /// After a look at flows there is none for so many times as long as it used a processor, a tenth of a
@@ -103,7 +103,7 @@ impl<F: Flows> Cutting<F> {
                 scope.extend(std::mem::take(&mut self.waiting_of_gone));
                 let judge = index.judge();
                 Hands::Busy(spawn_blocking(move || {
-                    let result = behind_others(|| flows.cut(&judge, &scope));
+                    let result = flows.cut(&judge, &scope);
                     let result = result.map_err(|error| crate::error_chain(&error));
                     (flows, scope, result)
                 }))
