@@ -17,8 +17,9 @@ use tokio::sync::mpsc::Sender;
 use tracing::{debug, info, warn};
 
 use crate::failpoint::{self, Failpoint};
-use crate::flows::{Flows, NodeFlows, step_back};
+use crate::flows::{Flows, NodeFlows};
 use crate::record::RecordFile;
+use crate::thread::step_back;
 
 mod hand;
 
@@ -125,6 +126,7 @@ pub struct Node {
     cleaned: bool,
     suspects: Option<Sender<Suspect>>,
     watching: Option<JoinHandle<()>>,
+    /// What that watch has seen of sets.
     glimpses: Option<Glimpses>,
     /// What the next process believes of the chains, if it is to believe anything.
     record: Option<RecordFile>,
@@ -503,9 +505,16 @@ impl Dataplane for Node {
     fn change_members(&mut self, changes: &MemberChanges) -> Result<Done, Self::Error> {
         self.open(&BTreeSet::new())?;
         let kernel = self.kernel.as_mut().expect("opened above");
-        let added = &mut || failpoint::hit(Failpoint::MembersAdded);
-        kernel.sets().change_members(changes, added)?;
-        failpoint::hit(Failpoint::MembersRemoved);
+        let adds = changes.values().any(|change| !change.add.is_empty());
+        let removes = changes.values().any(|change| !change.remove.is_empty());
+        kernel.sets().change_members(changes, &mut || {
+            if adds {
+                failpoint::hit(Failpoint::MembersAdded);
+            }
+        })?;
+        if removes {
+            failpoint::hit(Failpoint::MembersRemoved);
+        }
         for (name, change) in changes {
             let mut known = self.known.values_mut();
             let state = known.find_map(|observed| observed.sets.get_mut(name));

@@ -5,18 +5,13 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rustix::process::setpriority_process;
-use rustix::time::{ClockId, clock_gettime};
 use selvage_netfilter::conntrack::{self, Cutter, Entry};
 use selvage_netfilter::local_addresses;
 use selvage_policy_core::ruleset::{Family, GUARD_SECONDS};
 use selvage_policy_core::verdict::{Flow, Judge, Verdict};
-use tracing::debug;
 
 use crate::failpoint::{self, Failpoint};
-
-/// How far a thread steps back; a thread of the usual priority gets nine times as much time.
-const NICE: i32 = 10;
+use crate::thread::thread_cpu;
 
 /// Bounds each exchange with the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,19 +85,6 @@ impl NodeFlows {
             families: families.into_iter().collect(),
             cutter: None,
         }
-    }
-}
-
-/// What the calling thread has used of a processor so far.
-pub(crate) fn thread_cpu() -> Duration {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(used).unwrap_or_default()
-}
-
-/// Lets other threads go first from now on: for one whose work keeps a processor busy in the kernel.
-pub(crate) fn step_back() {
-    if let Err(error) = setpriority_process(None, NICE) {
-        debug!(%error, "a thread keeps its priority");
     }
 }
 

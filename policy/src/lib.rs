@@ -34,6 +34,7 @@ pub mod source;
 pub mod status;
 pub mod support;
 pub mod taint;
+mod thread;
 pub mod watches;
 
 #[cfg(test)]

@@ -446,9 +446,12 @@ impl Index {
         let Effects {
             touched,
             left,
-            gone,
+            mut gone,
         } = effects;
         let members = !touched.is_empty();
+        if !members {
+            gone.clear();
+        }
         self.touched.extend(touched);
         Delta {
             recompile: self.dirty,

@@ -326,6 +326,17 @@ fn web(node: &str, name: &str, address: &str) -> Event {
     }))
 }
 
+/// A pod of this node that its namespace's pods may reach, and nobody else.
+fn open_to_its_namespace() -> Index {
+    let mut index = Index::new(cluster::settings());
+    index.apply(web(cluster::NODE, "p0", "10.0.0.1"));
+    index.apply(cluster::policy_applied(&json!({
+        "metadata": {"name": "q", "namespace": "n0"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]},
+    })));
+    index
+}
+
 #[test]
 fn a_pod_elsewhere_that_comes_or_goes_changes_members_and_no_chain() {
     let mut index = Index::new(cluster::settings());
@@ -359,12 +370,7 @@ fn a_pod_elsewhere_that_comes_or_goes_changes_members_and_no_chain() {
 
 #[test]
 fn an_address_that_two_pods_share_leaves_with_the_second() {
-    let mut index = Index::new(cluster::settings());
-    index.apply(web(cluster::NODE, "p0", "10.0.0.1"));
-    index.apply(cluster::policy_applied(&json!({
-        "metadata": {"name": "q", "namespace": "n0"},
-        "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]},
-    })));
+    let mut index = open_to_its_namespace();
     let before = compile(&mut index, Family::V4);
     let deltas = [
         (web("there", "p1", "10.0.0.2"), 1, "first in"),
@@ -489,12 +495,7 @@ fn a_pod_replaced_under_its_name_is_noticed_without_a_delete() {
 
 #[test]
 fn a_peer_that_comes_and_goes_before_members_are_written_is_no_change() {
-    let mut index = Index::new(cluster::settings());
-    index.apply(web(cluster::NODE, "p0", "10.0.0.1"));
-    index.apply(cluster::policy_applied(&json!({
-        "metadata": {"name": "q", "namespace": "n0"},
-        "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]},
-    })));
+    let mut index = open_to_its_namespace();
     let before = compile(&mut index, Family::V4);
     let key = PodKey {
         namespace: NamespaceName::new("n0"),
@@ -509,10 +510,22 @@ fn a_peer_that_comes_and_goes_before_members_are_written_is_no_change() {
         assert_eq!(went.gone, ["10.0.0.3".parse().unwrap()].into());
     }
     assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
+    let other = json!({
+        "metadata": {"name": "p9", "namespace": "n1", "uid": "u0"},
+        "spec": {"nodeName": "there"},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.4"}]},
+    });
+    index.apply(cluster::pod_applied(&other));
+    let key_of_other = PodKey {
+        namespace: NamespaceName::new("n1"),
+        ..key.clone()
+    };
+    let went = index.apply(Event::PodDeleted(key_of_other, PodUid::new("u0")));
+    assert!(went.is_empty() && went.gone.is_empty(), "it was in no set");
     index.apply(web("there", "p9", "10.0.0.3"));
     let changes = index.take_member_changes().unwrap();
     assert_eq!(changes.values().map(|it| it.add.len()).sum::<usize>(), 1);
-    index.apply(Event::PodDeleted(key, PodUid::new("u0")));
+    index.apply(Event::PodDeleted(key.clone(), PodUid::new("u0")));
     assert_eq!(index.take_member_changes().map(|it| it.len()), Some(1));
     assert_eq!(compile(&mut index, Family::V4), before);
     // Nor where the sets have followed in between, because rules of the other family were compiled.
@@ -520,10 +533,6 @@ fn a_peer_that_comes_and_goes_before_members_are_written_is_no_change() {
     let _ = compile(&mut index, Family::V6);
     index.apply(web("there", "p9", "2001:db8::9"));
     let _ = compile(&mut index, Family::V4);
-    let key = PodKey {
-        namespace: NamespaceName::new("n0"),
-        name: "p9".to_owned(),
-    };
     index.apply(Event::PodDeleted(key, PodUid::new("u0")));
     assert_eq!(index.take_member_changes(), Some(MemberChanges::new()));
 }

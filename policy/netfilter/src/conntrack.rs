@@ -22,7 +22,7 @@ use entry::{attribute, family_number, parse, write_tuple};
 
 use crate::error::Error;
 use crate::message::{ACK, DUMP, Message, NO_FAMILY, messages};
-use crate::socket::Nfnetlink;
+use crate::socket::{Nfnetlink, TOGETHER};
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM: u8 = 1;
@@ -44,10 +44,6 @@ const INVALID: i32 = 22;
 const UNSUPPORTED: i32 = 95;
 /// `ENOENT`: no such entry, or one with another id.
 const NOT_FOUND: i32 = 2;
-
-/// Deletions in one datagram. The answers to as many that are gone already fit the smallest
-/// receive buffer, and the kernel serves other sockets in between.
-const BATCH: usize = 128;
 
 /// For more addresses than this the whole table is read once: an address costs two walks by the
 /// kernel (44 ms each with 100,000 entries in 262,144 buckets), handing everything over costs five.
@@ -189,7 +185,7 @@ impl Conntrack {
     }
 
     /// How many entries there are in this namespace, with those that are not in the table yet. Of a kernel
-    /// that does not tell (before 4.18), as many as can be.
+    /// that does not tell, as many as can be.
     ///
     /// *Errors*: [`Error::Silence`], [`Error::Refused`], [`Error::Socket`].
     pub fn count(&mut self) -> Result<u32, Error> {
@@ -216,7 +212,7 @@ impl Conntrack {
     /// *Cost*: 2 µs an entry.
     pub fn delete(&mut self, entries: &[Entry]) -> Result<Deleted, Error> {
         let mut done = Deleted::default();
-        for batch in entries.chunks(BATCH) {
+        for batch in entries.chunks(TOGETHER) {
             let mut gone = 0;
             let mut bad = None;
             let requests = batch.iter().map(deletion).collect();

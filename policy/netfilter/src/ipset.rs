@@ -18,7 +18,7 @@ use selvage_policy_core::ruleset::{Family, Member, MemberSet, SetKind, SetName};
 
 use crate::error::Error;
 use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
-use crate::socket::Nfnetlink;
+use crate::socket::{Nfnetlink, Reply};
 
 use fill::room_for;
 pub use glimpse::{Glimpse, Glimpses};
@@ -294,12 +294,7 @@ impl IpSets {
     /// *Cost*: linear in all sets there are, 10 µs each, and in their tables, which the kernel counts:
     /// 3 ms for a set of 100,000 members.
     pub fn list(&mut self) -> Result<Vec<Header>, Error> {
-        let object = || "list sets".to_owned();
-        let mut message = Command::List.message(DUMP, NO_FAMILY);
-        message
-            .u8(attribute::PROTOCOL, self.protocol)
-            .net_u32(attribute::FLAGS, wire::FLAG_HEADERS_ONLY);
-        let replies = self.socket.dump(&object, &message)?;
+        let replies = self.list_with("list sets", wire::FLAG_HEADERS_ONLY)?;
         let mut headers: Vec<Header> = replies
             .iter()
             .filter_map(|reply| wire::header(reply.attributes()))
@@ -312,17 +307,21 @@ impl IpSets {
     ///
     /// *Cost*: linear in all sets there are, 0.2 µs each.
     pub(crate) fn names(&mut self) -> Result<Vec<SetName>, Error> {
-        let object = || "list the names of sets".to_owned();
-        let mut message = Command::List.message(DUMP, NO_FAMILY);
-        message
-            .u8(attribute::PROTOCOL, self.protocol)
-            .net_u32(attribute::FLAGS, wire::FLAG_NAMES_ONLY);
-        let replies = self.socket.dump(&object, &message)?;
+        let replies = self.list_with("list the names of sets", wire::FLAG_NAMES_ONLY)?;
         let names = replies.iter().filter_map(|reply| {
             let name = reply.attributes().text(attribute::SET_NAME)?;
             SetName::new(name).ok()
         });
         Ok(names.collect())
+    }
+
+    /// All sets there are, as much of each as the flags ask for.
+    fn list_with(&mut self, object: &str, flags: u32) -> Result<Vec<Reply>, Error> {
+        let mut message = Command::List.message(DUMP, NO_FAMILY);
+        message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .net_u32(attribute::FLAGS, flags);
+        self.socket.dump(&|| object.to_owned(), &message)
     }
 
     /// A set's header and members; of a guard set the header alone.

@@ -24,6 +24,10 @@ const CAPPED: u16 = 0x100;
 const ACK_ATTRIBUTES: u16 = 0x200;
 /// `NLMSGERR_ATTR_MSG`.
 const ERROR_WORDS: u16 = 1;
+/// Independent requests in one datagram ([`Nfnetlink::each`]). The answers to as many that are refused fit
+/// the smallest receive buffer, and the kernel serves other sockets in between.
+pub(crate) const TOGETHER: usize = 128;
+
 /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;

@@ -144,7 +144,8 @@ impl Watcher {
     ///
     /// *Errors*: [`Error::Socket`], [`Error::File`]: the watching is over, open another.
     ///
-    /// *Cost*: a wake-up for each commit to any nft table, and at each timer; else nothing.
+    /// *Cost*: a wake-up for each commit to any nft table, at each timer, and for each few sets whose headers are
+    /// looked at; else nothing.
     pub fn wait(&mut self, deadline: Instant) -> Result<BTreeSet<Suspect>, Error> {
         loop {
             let now = Instant::now();

@@ -11,8 +11,8 @@ use tracing::{debug, warn};
 use super::{Dataplane, Done, Look};
 use crate::endpoint_status::{Endpoint, EndpointStatus};
 use crate::failpoint::{self, Failpoint};
-use crate::flows::thread_cpu;
 use crate::metrics::Work;
+use crate::thread::thread_cpu;
 
 /// A piece of work.
 #[derive(Debug)]

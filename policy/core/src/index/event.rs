@@ -79,8 +79,8 @@ pub struct Delta {
     /// Addresses that a pod of this node had before the event, and none has now. Flows from and to
     /// them must not be found by whoever has them next.
     pub left: BTreeSet<IpAddr>,
-    /// Addresses of pods anywhere that are gone with the event: nobody is at the other end of their flows,
-    /// until somebody else has the address.
+    /// Where members may differ: addresses of pods anywhere that are gone with the event. Nobody is at the
+    /// other end of their flows, until somebody else has the address.
     pub gone: BTreeSet<IpAddr>,
 }
 

@@ -11,6 +11,7 @@ use super::wire::{self, Change, attribute};
 use super::{ERROR_FULL, IpSets};
 use crate::error::Error;
 use crate::message::{ACK, Message, NO_FAMILY};
+use crate::socket::TOGETHER;
 
 /// Members below this many fit without a new table.
 const ROOM: u32 = 1 << 16;
@@ -18,9 +19,7 @@ const ROOM: u32 = 1 << 16;
 /// 16 million members are half a gigabyte of kernel memory: a set that wants more is a mistake.
 const ROOM_MAX: u32 = 1 << 24;
 
-/// Messages in one datagram, and bytes, unless one alone is longer: the answers to as many that are
-/// refused fit the smallest receive buffer.
-const BATCH: usize = 128;
+/// Bytes in one datagram, unless one message alone is longer.
 const DATAGRAM: usize = 1 << 15;
 
 /// While a full set is rebuilt with more room, the new one bears this name.
@@ -68,7 +67,7 @@ impl IpSets {
             let mut line = 0;
             while rest.peek().is_some() {
                 let message = self.filling(change, 0, name, &mut rest, &mut line);
-                if batch.len() == BATCH || size + message.len() > DATAGRAM {
+                if batch.len() == TOGETHER || size + message.len() > DATAGRAM {
                     self.send_all(change, std::mem::take(&mut batch), &mut full)?;
                     size = 0;
                 }

@@ -49,12 +49,13 @@ impl Glimpse {
 }
 
 impl Glimpses {
-    /// Adds to what was seen.
+    /// Adds to what was seen; a complete one takes its place, since a set that is not in it is not there.
     pub(crate) fn put(&self, glimpse: Glimpse) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = last.get_or_insert_default();
-        seen.headers.extend(glimpse.headers);
-        seen.complete = glimpse.complete.or(seen.complete);
+        match last.as_mut().filter(|_| glimpse.complete.is_none()) {
+            Some(seen) => seen.headers.extend(glimpse.headers),
+            None => *last = Some(glimpse),
+        }
     }
 
     /// All that was seen, once.
@@ -164,5 +165,37 @@ impl IpSets {
             || members.is_some_and(|members| members != header.members)
             || known.is_some_and(|known| known.identity != header.identity)
             || header.references == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> SetName {
+        SetName::new(text).unwrap()
+    }
+
+    fn of(sets: &[&str]) -> Glimpse {
+        let mut glimpse = Glimpse::default();
+        for set in sets {
+            glimpse.add(name(set), None, Instant::now());
+        }
+        glimpse
+    }
+
+    #[test]
+    fn parts_add_up_until_a_whole_one_comes_which_knows_of_no_others() {
+        let glimpses = Glimpses::default();
+        assert!(glimpses.take().is_none());
+        glimpses.put(of(&["selvage-a", "selvage-b"]).complete(Instant::now()));
+        glimpses.put(of(&["selvage-c"]));
+        let both = glimpses.take().unwrap();
+        assert!(both.complete.is_some() && both.holds(&name("selvage-a")));
+        assert!(both.holds(&name("selvage-c")));
+        assert!(glimpses.take().is_none(), "once");
+        glimpses.put(of(&["selvage-a"]));
+        glimpses.put(of(&["selvage-b"]).complete(Instant::now()));
+        assert!(!glimpses.take().unwrap().holds(&name("selvage-a")));
     }
 }

@@ -137,14 +137,15 @@ impl Active {
         }
     }
 
-    /// Completes changes: with all that is in each set now, and without those that came to nothing.
+    /// Completes changes: with all that is in each set now, and without those that came to nothing or are of
+    /// sets that are no more.
     pub(in crate::index) fn complete(&self, changes: &mut MemberChanges) {
         changes.retain(|name, change| {
             let filled = self.feeds.number(name).and_then(|it| self.filled.get(it));
-            let family = name.family();
-            if let (Some(filled), Some(family)) = (filled, family) {
-                change.members = filled.of(family).clone();
-            }
+            let (Some(filled), Some(family)) = (filled, name.family()) else {
+                return false;
+            };
+            change.members = filled.of(family).clone();
             !(change.add.is_empty() && change.remove.is_empty())
         });
     }
