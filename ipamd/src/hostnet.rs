@@ -30,6 +30,7 @@ mod change;
 mod eni;
 mod filter;
 mod firewall;
+mod flows;
 mod forward;
 mod iptables;
 mod nft;
@@ -233,7 +234,17 @@ pub trait Host: Send + Sync + 'static {
         node: &NodeNet,
     ) -> impl Future<Output = Result<Vec<Obstacle>, HostError>> + Send;
 
-    /// Ends when somebody may have changed what [`Host::ensure_routing`] makes. What happened before the first call is
-    /// told too. Can be dropped at any time.
-    fn disturbed(&self) -> impl Future<Output = ()> + Send;
+    /// Ends when somebody may have changed what [`Host::ensure_routing`] or [`Host::ensure_node`] makes, and tells
+    /// which. What happened before the first call is told too. Can be dropped at any time.
+    fn disturbed(&self) -> impl Future<Output = Disturbed> + Send;
+}
+
+/// What somebody may have changed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Disturbed {
+    /// What [`Host::ensure_routing`] makes.
+    #[default]
+    Routing,
+    /// Tables, of [`Host::ensure_node`]: told of nft and iptables-nft, not of legacy tables.
+    Tables,
 }

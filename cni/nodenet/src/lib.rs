@@ -1,6 +1,6 @@
-//! Links, addresses, routes, rules, neighbours and sysctls of a node and its pods, over netlink.
+//! Links, addresses, routes, rules, neighbours, sysctls and connections of a node and its pods, over netlink.
 //!
-//! The only code of the addressing half that speaks rtnetlink or changes network namespaces. Messages are
+//! The only code of the addressing half that speaks netlink or changes network namespaces. Messages are
 //! those of the `rtnetlink` crate; the socket is our own, because the plugin makes a dozen requests in under a
 //! millisecond and then ends: one synchronous socket, many requests in one `send`, errors told apart by
 //! sequence number.
@@ -20,9 +20,10 @@
 //! | [`route`] | [`route::list`] | [`route::add`], [`route::replace`], [`route::remove`] |
 //! | [`rule`] | [`rule::list`] | [`rule::ensure`], [`rule::remove`], [`rule::remove_every`] |
 //! | [`neigh`] | [`neigh::list`] | [`neigh::replace`], [`neigh::remove`] |
+//! | [`conntrack`] | | [`conntrack::remove`] |
 //! | [`sysctl`] | [`sysctl::read`] | [`sysctl::write`], [`sysctl::ensure`], [`sysctl::ensure_if_there`] |
 //! | [`netns`] | | [`NetNs::open_socket`], [`NetNs::run`] |
-//! | [`monitor`] | [`Monitor::drain`]: what others change | |
+//! | [`monitor`] | [`Monitor::drain`]: what others change, in [`tables`] too | |
 //!
 //! *Needs*: `CAP_NET_ADMIN` over the network namespace for every change, `CAP_SYS_ADMIN` to enter another one.
 //! Reading needs nothing. *Cost*: a change costs 2 to 10 µs and a share of one `send`; a listing is linear in the
@@ -41,16 +42,19 @@
 //! ```
 
 pub mod addr;
+pub mod conntrack;
 mod error;
 pub mod link;
 mod mac;
 pub mod monitor;
 pub mod neigh;
+mod netfilter;
 pub mod netns;
 pub mod route;
 pub mod rule;
 mod socket;
 pub mod sysctl;
+pub mod tables;
 
 pub use error::Error;
 pub use link::LinkIndex;
@@ -59,3 +63,4 @@ pub use monitor::{Event, Monitor};
 pub use netns::NetNs;
 pub use route::TableId;
 pub use socket::{Message, Reply, Request, Socket};
+pub use tables::TableChange;

@@ -1,7 +1,7 @@
-//! What others change: the kernel's notifications of links, addresses, routes and rules.
+//! What others change: the kernel's notifications of links, addresses, routes and rules, and of nft's tables.
 //!
 //! ```text
-//! kernel ──RTM_NEW…, RTM_DEL…──> receive buffer ──drain──> [Event]       full: Event::Overrun, look at everything
+//! kernel ──RTM_NEW…, NFT_MSG_…──> receive buffer ──drain──> [Event]       full: Event::Overrun, look at everything
 //! ```
 //!
 //! A change of one's own is told like anybody's. Order is the kernel's: what is listed after a monitor was opened and
@@ -25,7 +25,7 @@ use crate::link::{self, Link};
 use crate::route::Route;
 use crate::rule::{Family, Rule};
 use crate::socket::split;
-use crate::{Error, LinkIndex, addr, route, rule};
+use crate::{Error, LinkIndex, TableChange, addr, route, rule, tables};
 
 /// A notification is at most some kilobytes; the kernel puts one in a datagram.
 const DATAGRAM: usize = 32 * 1024;
@@ -33,6 +33,8 @@ const DATAGRAM: usize = 32 * 1024;
 const ROOM: usize = 4 * 1024 * 1024;
 /// Of links, and of addresses, routes and rules of both families (`RTNLGRP_…` in linux/rtnetlink.h).
 const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+/// `NFNLGRP_NFTABLES` in linux/netfilter/nfnetlink.h.
+const TABLES: [u32; 1] = [7];
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -62,6 +64,8 @@ pub enum Event {
     Rule(Rule),
     /// A rule is gone.
     RuleGone(Rule),
+    /// A table of nft's or iptables-nft's has gone, or a chain has changed.
+    Table(TableChange),
     /// Notifications were lost: anything may have changed.
     Overrun,
 }
@@ -71,25 +75,43 @@ pub enum Event {
 /// *Shape*: does not block; readable when [`Monitor::drain`] has something to tell.
 pub struct Monitor {
     socket: sys::Socket,
+    read: fn(u16, &[u8]) -> Option<Event>,
 }
 
 impl Monitor {
-    /// Begins to hear.
+    /// Begins to hear of links, addresses, routes and rules.
     ///
     /// *Errors*: [`Error::Socket`]. *Needs*: nothing.
     pub fn open() -> Result<Self, Error> {
+        Self::of(sys::protocols::NETLINK_ROUTE, &GROUPS, read)
+    }
+
+    /// Begins to hear of tables: [`Event::Table`]. Legacy tables are told by nobody.
+    ///
+    /// *Errors*: [`Error::Socket`]. *Needs*: `CAP_NET_ADMIN`.
+    pub fn of_tables() -> Result<Self, Error> {
+        Self::of(sys::protocols::NETLINK_NETFILTER, &TABLES, |kind, body| {
+            tables::read(kind, body).map(Event::Table)
+        })
+    }
+
+    fn of(
+        protocol: isize,
+        groups: &[u32],
+        read: fn(u16, &[u8]) -> Option<Event>,
+    ) -> Result<Self, Error> {
         let wrap = |doing| move |reason| Error::Socket { doing, reason };
-        let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE).map_err(wrap("open"))?;
+        let mut socket = sys::Socket::new(protocol).map_err(wrap("open"))?;
         socket.bind_auto().map_err(wrap("bind"))?;
         // More than the system's limit needs privilege: what we get is what we have.
         if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, ROOM).is_err() {
             rustix::net::sockopt::set_socket_recv_buffer_size(&socket, ROOM)
                 .map_err(|e| wrap("make room")(e.into()))?;
         }
-        for group in GROUPS {
-            socket.add_membership(group).map_err(wrap("subscribe"))?;
+        for group in groups {
+            socket.add_membership(*group).map_err(wrap("subscribe"))?;
         }
-        Ok(Monitor { socket })
+        Ok(Monitor { socket, read })
     }
 
     /// Everything that was told and not drained yet, in order; empty if there is nothing. What is not understood, or
@@ -103,7 +125,9 @@ impl Monitor {
             match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => {
                     let messages = split(&buffer[..length]);
-                    events.extend(messages.filter_map(|(header, body)| read(header.kind, body)));
+                    events.extend(
+                        messages.filter_map(|(header, body)| (self.read)(header.kind, body)),
+                    );
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(events),

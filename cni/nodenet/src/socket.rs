@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NlasIterator,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -40,9 +40,18 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 #[derive(Debug, Clone)]
 pub struct Request {
     what: String,
-    message: RouteNetlinkMessage,
+    payload: Payload,
     flags: u16,
     fine: &'static [Errno],
+}
+
+/// What a request says, behind its header.
+#[derive(Debug, Clone)]
+enum Payload {
+    /// Of rtnetlink.
+    Route(RouteNetlinkMessage),
+    /// Of any other family, written already.
+    Raw { kind: u16, body: Vec<u8> },
 }
 
 impl Request {
@@ -55,8 +64,18 @@ impl Request {
     ) -> Self {
         Request {
             what,
-            message,
+            payload: Payload::Route(message),
             flags,
+            fine,
+        }
+    }
+
+    /// The same, of another family than rtnetlink: `kind` and `body`, of whole words, as they are sent.
+    pub(crate) fn raw(what: String, kind: u16, body: Vec<u8>, fine: &'static [Errno]) -> Self {
+        Request {
+            what,
+            payload: Payload::Raw { kind, body },
+            flags: 0,
             fine,
         }
     }
@@ -70,12 +89,23 @@ impl Request {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | self.flags | more;
         header.sequence_number = sequence;
-        let mut message =
-            NetlinkMessage::new(header, NetlinkPayload::InnerMessage(self.message.clone()));
-        message.finalize();
         let start = out.len();
-        out.resize(start + message.buffer_len(), 0);
-        message.serialize(&mut out[start..]);
+        match &self.payload {
+            Payload::Route(message) => {
+                let mut message =
+                    NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message.clone()));
+                message.finalize();
+                out.resize(start + message.buffer_len(), 0);
+                message.serialize(&mut out[start..]);
+            }
+            Payload::Raw { kind, body } => {
+                header.message_type = *kind;
+                header.length = u32::try_from(HEADER + body.len()).expect("a request is short");
+                out.resize(start + HEADER, 0);
+                header.emit(&mut out[start..]);
+                out.extend(body);
+            }
+        }
     }
 }
 
@@ -116,8 +146,13 @@ impl Socket {
     ///
     /// *Errors*: [`Error::Socket`]. *Cost*: four system calls.
     pub fn open() -> Result<Self, Error> {
+        Self::open_for(sys::protocols::NETLINK_ROUTE)
+    }
+
+    /// The same for another family than rtnetlink, `NETLINK_…` of linux/netlink.h.
+    pub(crate) fn open_for(protocol: isize) -> Result<Self, Error> {
         let wrap = |doing| move |reason| Error::Socket { doing, reason };
-        let socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE).map_err(wrap("open"))?;
+        let socket = sys::Socket::new(protocol).map_err(wrap("open"))?;
         socket
             .set_ext_ack(true)
             .map_err(wrap("ask for the kernel's words"))?;
@@ -228,7 +263,14 @@ impl Socket {
     /// *Cost*: linear in the objects; about one system call for 32 KiB of them.
     pub fn dump(&mut self, request: &Request) -> Result<Vec<Message>, Error> {
         for _ in 0..DUMP_TRIES {
-            if let Some(messages) = self.dump_once(request)? {
+            let mut messages = Vec::new();
+            let whole = self.walk(request, |kind, body| {
+                messages.push(Message {
+                    kind,
+                    body: body.to_vec(),
+                });
+            })?;
+            if whole {
                 return Ok(messages);
             }
         }
@@ -238,8 +280,13 @@ impl Socket {
         })
     }
 
-    /// `None` if the dump was interrupted.
-    fn dump_once(&mut self, request: &Request) -> Result<Option<Vec<Message>>, Error> {
+    /// Shows `take` all objects that a request matches, one by one; false if objects came and went meanwhile, so that
+    /// some may have been left out or shown twice.
+    pub(crate) fn walk(
+        &mut self,
+        request: &Request,
+        mut take: impl FnMut(u16, &[u8]),
+    ) -> Result<bool, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         self.out.clear();
@@ -247,7 +294,6 @@ impl Socket {
         self.send()?;
         self.buffer.resize(DUMP, 0);
         let deadline = Instant::now() + Self::DEADLINE;
-        let mut messages = Vec::new();
         let mut consistent = true;
         loop {
             let length = self.receive(&request.what, deadline)?;
@@ -261,13 +307,10 @@ impl Socket {
                     NLMSG_DONE | NLMSG_ERROR => {
                         return match error_of(request, body) {
                             Some(Err(error)) => Err(error),
-                            Some(Ok(())) | None => Ok(consistent.then_some(messages)),
+                            Some(Ok(())) | None => Ok(consistent),
                         };
                     }
-                    kind => messages.push(Message {
-                        kind,
-                        body: body.to_vec(),
-                    }),
+                    kind => take(kind, body),
                 }
             }
         }

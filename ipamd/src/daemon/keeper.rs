@@ -72,6 +72,8 @@ struct Timers {
     refreshing: u8,
     /// Somebody has disturbed the host's network: when to look.
     disturbed: Option<Instant>,
+    /// Tables among it.
+    tables_disturbed: bool,
     /// When a look at the host has last begun or ended.
     looked: Instant,
     installing: bool,
@@ -138,6 +140,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                 refresh: now + REFRESH,
                 refreshing: 0,
                 disturbed: None,
+                tables_disturbed: false,
                 looked: now,
                 installing: false,
             },
@@ -187,7 +190,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                     self.journal.unstick();
                     self.look_around();
                 }
-                () = shared.host.disturbed(), if disturbed.is_none() => self.disturbed(),
+                by = shared.host.disturbed(), if disturbed.is_none() => self.disturbed(by),
                 () = at(disturbed) => self.look_after_disturbance(),
                 () = at(patience.into_iter().chain(write).min()) => {}
             }

@@ -35,11 +35,13 @@ pub enum Part {
     Forward,
     /// The table of nft.
     Nft,
+    /// Connections that began while nothing translated or marked them.
+    Flow,
 }
 
 impl Part {
     /// All of them, in order.
-    pub const ALL: [Part; 13] = [
+    pub const ALL: [Part; 14] = [
         Part::NodeRule,
         Part::EniLink,
         Part::EniAddress,
@@ -53,6 +55,7 @@ impl Part {
         Part::Mangle,
         Part::Forward,
         Part::Nft,
+        Part::Flow,
     ];
 
     /// One word, for a metric's label.
@@ -71,6 +74,7 @@ impl Part {
             Part::Mangle => "mangle",
             Part::Forward => "forward",
             Part::Nft => "nft",
+            Part::Flow => "flow",
         }
     }
 }

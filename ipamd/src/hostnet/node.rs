@@ -15,7 +15,8 @@ use super::pods::{self, There};
 use super::tables::Tables;
 use super::watch::Watch;
 use super::{
-    Change, EniNet, Host, HostError, Looked, NodeNet, Obstacle, PodNet, firewall, prepare, rules,
+    Change, Disturbed, EniNet, Host, HostError, Looked, NodeNet, Obstacle, PodNet, firewall, flows,
+    prepare, rules,
 };
 
 /// The kernel, through netlink and the iptables tools.
@@ -28,6 +29,8 @@ pub struct Kernel {
     watch: Arc<Mutex<Watch>>,
     /// `None` if the kernel does not let us hear: then the slow look sees everything.
     monitor: OnceLock<Option<AsyncFd<Monitor>>>,
+    /// The same, of tables.
+    tables: OnceLock<Option<AsyncFd<Monitor>>>,
 }
 
 /// What the last look was about.
@@ -43,26 +46,15 @@ impl Kernel {
         Self::default()
     }
 
-    /// Begins to hear at the first call.
-    #[expect(
-        deprecated,
-        reason = "the newer form is unsafe, for descriptors that are closed elsewhere: a monitor owns its own"
-    )]
+    /// Of links, addresses, routes and rules: begins to hear at the first call.
     fn monitor(&self) -> Option<&AsyncFd<Monitor>> {
-        let open = || {
-            let monitor = Monitor::open().map_err(|e| e.to_string());
-            match monitor.and_then(|m| AsyncFd::new(m).map_err(|e| e.to_string())) {
-                Ok(monitor) => Some(monitor),
-                Err(error) => {
-                    warn!(
-                        error,
-                        "no notifications from the kernel: repairs take longer"
-                    );
-                    None
-                }
-            }
-        };
-        self.monitor.get_or_init(open).as_ref()
+        self.monitor.get_or_init(|| hear(Monitor::open)).as_ref()
+    }
+
+    /// Of tables: begins to hear at the first call.
+    fn table_monitor(&self) -> Option<&AsyncFd<Monitor>> {
+        let open = || hear(Monitor::of_tables);
+        self.tables.get_or_init(open).as_ref()
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -70,8 +62,8 @@ impl Kernel {
     }
 
     /// Takes in what has been told until now. True if what is ours may be wrong.
-    fn hear(&self) -> bool {
-        let Some(monitor) = self.monitor() else {
+    fn take_in(&self, monitor: Option<&AsyncFd<Monitor>>) -> bool {
+        let Some(monitor) = monitor else {
             return false;
         };
         match monitor.get_ref().drain() {
@@ -92,11 +84,50 @@ impl Kernel {
             }
         }
     }
+
+    /// Ends when what is told by a monitor may be about what is ours.
+    async fn disturbed_by(&self, monitor: Option<&AsyncFd<Monitor>>) {
+        let Some(readable) = monitor else {
+            return std::future::pending().await;
+        };
+        loop {
+            let Ok(mut ready) = readable.readable().await else {
+                // The runtime is ending.
+                return std::future::pending().await;
+            };
+            let disturbed = self.take_in(monitor);
+            ready.clear_ready();
+            if disturbed {
+                return;
+            }
+        }
+    }
+}
+
+/// Begins to hear.
+#[expect(
+    deprecated,
+    reason = "the newer form is unsafe, for descriptors that are closed elsewhere: a monitor owns its own"
+)]
+fn hear(open: fn() -> Result<Monitor, selvage_nodenet::Error>) -> Option<AsyncFd<Monitor>> {
+    let monitor = open().map_err(|e| e.to_string());
+    match monitor.and_then(|m| AsyncFd::new(m).map_err(|e| e.to_string())) {
+        Ok(monitor) => Some(monitor),
+        Err(error) => {
+            warn!(
+                error,
+                "no notifications from the kernel: repairs take longer"
+            );
+            None
+        }
+    }
 }
 
 impl Host for Kernel {
     async fn ensure_node(&self, node: &NodeNet) -> Result<Vec<Change>, HostError> {
-        self.hear();
+        // From here on the links that come are told of, so that it is known what they were born with.
+        self.monitor();
+        self.take_in(self.table_monitor());
         let mut last = self.last.lock().await;
         let wanted = node.clone();
         let looked = blocking(move |socket| {
@@ -116,7 +147,12 @@ impl Host for Kernel {
             }
             last.sysctls_wrong = wrong;
         }
-        changed.extend(last.tables.ensure(node, &primary.name).await?);
+        let tables = last.tables.ensure(node, &primary.name).await?;
+        if tables.iter().any(|change| flows::depend_on(change.part)) {
+            let node = node.clone();
+            changed.extend(blocking(move |_| flows::restart(&node)).await?);
+        }
+        changed.extend(tables);
         Ok(changed)
     }
 
@@ -133,7 +169,7 @@ impl Host for Kernel {
     }
 
     async fn ensure_routing(&self, node: &NodeNet, enis: &[EniNet], pods: &[PodNet]) -> Looked {
-        self.hear();
+        self.take_in(self.monitor());
         let (node, enis, pods) = (node.clone(), enis.to_vec(), pods.to_vec());
         let watch = self.watch.clone();
         let work = blocking(move |socket| look(socket, &node, &enis, &pods, &watch));
@@ -160,20 +196,10 @@ impl Host for Kernel {
         firewall::obstacles(node).await
     }
 
-    async fn disturbed(&self) {
-        let Some(monitor) = self.monitor() else {
-            return std::future::pending().await;
-        };
-        loop {
-            let Ok(mut ready) = monitor.readable().await else {
-                // The runtime is ending.
-                return std::future::pending().await;
-            };
-            let disturbed = self.hear();
-            ready.clear_ready();
-            if disturbed {
-                return;
-            }
+    async fn disturbed(&self) -> Disturbed {
+        tokio::select! {
+            () = self.disturbed_by(self.monitor()) => Disturbed::Routing,
+            () = self.disturbed_by(self.table_monitor()) => Disturbed::Tables,
         }
     }
 }

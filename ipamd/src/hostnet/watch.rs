@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use selvage_nodenet::link::Link;
 use selvage_nodenet::route::Route;
-use selvage_nodenet::{Event, LinkIndex, Mac, TableId};
+use selvage_nodenet::{Event, LinkIndex, Mac, TableChange, TableId};
 
-use super::priority;
+use super::{filter, nft, priority};
 
 /// What is known of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,7 @@ impl Watch {
             Event::RouteGone(route) => is_of_a_pod_or_an_eni(route),
             Event::RuleGone(rule) => priority::ALL.contains(&rule.priority),
             Event::Route(_) | Event::Rule(_) => false,
+            Event::Table(change) => is_of_ours(change),
             Event::Overrun => true,
         }
     }
@@ -82,6 +83,25 @@ impl Watch {
             }
         }
     }
+}
+
+/// Whether what has changed is a chain of ours, or one in which rules of ours are guests.
+fn is_of_ours(change: &TableChange) -> bool {
+    let TableChange { table, chain } = change;
+    let chains: &[&str] = match table.as_str() {
+        "nat" => &[
+            filter::SNAT_CHAIN,
+            filter::CONNMARK_CHAIN,
+            "PREROUTING",
+            "POSTROUTING",
+        ],
+        "mangle" => &["PREROUTING"],
+        "filter" => &["FORWARD"],
+        table => return table == nft::TABLE,
+    };
+    chain
+        .as_ref()
+        .is_none_or(|chain| chains.contains(&chain.as_str()))
 }
 
 fn is_of_a_pod_or_an_eni(route: &Route) -> bool {
@@ -168,5 +188,32 @@ mod tests {
             assert_eq!(watch.take(&Event::RuleGone(rule)), disturbs, "{priority}");
         }
         assert!(watch.take(&Event::Overrun));
+    }
+
+    #[test]
+    fn tables_disturb_where_rules_of_ours_are() {
+        let mut watch = Watch::default();
+        for (table, chain, disturbs) in [
+            ("nat", Some("AWS-SNAT-CHAIN-0"), true),
+            ("nat", Some("AWS-CONNMARK-CHAIN-0"), true),
+            ("nat", Some("POSTROUTING"), true),
+            ("nat", Some("KUBE-POSTROUTING"), false),
+            ("nat", None, true),
+            ("mangle", Some("PREROUTING"), true),
+            ("mangle", Some("FORWARD"), false),
+            ("filter", Some("FORWARD"), true),
+            ("filter", Some("INPUT"), false),
+            ("aws-cni", Some("snat-mark"), true),
+            ("aws-cni", None, true),
+            ("kube-proxy", Some("nat-postrouting"), false),
+            ("kube-proxy", None, false),
+        ] {
+            let change = TableChange {
+                table: table.to_owned(),
+                chain: chain.map(str::to_owned),
+            };
+            let told = watch.take(&Event::Table(change));
+            assert_eq!(told, disturbs, "{chain:?} of {table}");
+        }
     }
 }

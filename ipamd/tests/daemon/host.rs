@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use selvage_ipamd::hostnet::{Change, Obstacle, Part};
+use selvage_ipamd::hostnet::{Change, Disturbed, Obstacle, Part};
 use selvage_ipamd_core::fake::Ec2;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -45,6 +45,27 @@ async fn a_disturbance_is_looked_at_within_a_second_and_a_fight_once_a_second() 
     }
     let more = looks(&node) - before;
     assert!((8..=12).contains(&more), "{more} looks in ten seconds");
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tables_are_looked_at_when_they_are_disturbed_and_not_for_routes() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    settled(&node).await;
+    let tables = || node.book.0.lock().unwrap().nodes.len();
+    for (what, more) in [
+        (Disturbed::Routing, 0),
+        (Disturbed::Tables, 1),
+        (Disturbed::Routing, 0),
+    ] {
+        node.book.0.lock().unwrap().disturbed = what;
+        let (looked, before) = (looks(&node), tables());
+        node.book.1.notify_one();
+        until("a look", || looks(&node) > looked).await;
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(tables() - before, more, "{what:?}");
+    }
     daemon.stop().await;
 }
 

@@ -12,7 +12,7 @@ use selvage_ipamd::checkpoint::is_in_memory;
 use selvage_ipamd::cluster::{Cluster, NodeView};
 use selvage_ipamd::config::{Args, Config};
 use selvage_ipamd::hostnet::{
-    Change, EniNet, Host, HostError, Looked, NodeNet, Obstacle, PodNet, veth_suffix,
+    Change, Disturbed, EniNet, Host, HostError, Looked, NodeNet, Obstacle, PodNet, veth_suffix,
 };
 use selvage_ipamd::{RunError, run};
 use selvage_ipamd_core::fake::Ec2;
@@ -53,6 +53,8 @@ pub struct Pages {
     pub finds: Looked,
     /// What keeps pods' traffic from passing.
     pub obstacles: Vec<Obstacle>,
+    /// What somebody disturbs.
+    pub disturbed: Disturbed,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -99,8 +101,9 @@ impl Host for Book {
         Ok(self.0.lock().unwrap().obstacles.clone())
     }
 
-    async fn disturbed(&self) {
+    async fn disturbed(&self) -> Disturbed {
         self.1.notified().await;
+        self.0.lock().unwrap().disturbed
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use selvage_ipamd::hostnet::{Change, Host, Kernel, Part, PodNet};
+use selvage_ipamd::hostnet::{Change, Disturbed, Host, Kernel, Part, PodNet};
 
 use crate::world::{
-    INSIDE, OUTSIDE, build, ensure_all, node, pod, primary, second, sh, talk, told, words,
+    INSIDE, NODE, OUTSIDE, build, ensure_all, exchange, listen, node, pod, primary, second, sh,
+    talk, told, words,
 };
 
 /// One look as the daemon makes it.
@@ -20,12 +21,15 @@ async fn start(kernel: &Kernel, pods: &[PodNet]) {
     look(kernel, pods).await;
 }
 
-/// Whether the kernel tells of a disturbance.
-async fn is_disturbed(kernel: &Kernel) -> bool {
+/// What the kernel tells of a disturbance.
+async fn disturbance(kernel: &Kernel) -> Option<Disturbed> {
     let patience = Duration::from_millis(500);
-    tokio::time::timeout(patience, kernel.disturbed())
-        .await
-        .is_ok()
+    let told = tokio::time::timeout(patience, kernel.disturbed()).await;
+    told.ok()
+}
+
+async fn is_disturbed(kernel: &Kernel) -> bool {
+    disturbance(kernel).await.is_some()
 }
 
 async fn quiet(kernel: &Kernel) {
@@ -185,4 +189,78 @@ async fn rules_of_pods_that_somebody_left_behind_go_with_their_interface() {
         rules.contains("to 10.40.0.9 ") && rules.contains("from 10.40.0.11 "),
         "{rules}"
     );
+}
+
+#[tokio::test]
+async fn tables_that_somebody_changes_are_told_at_once_and_what_others_do_in_theirs_is_not() {
+    build();
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    start(&kernel, &pods).await;
+    for (line, part) in [
+        ("iptables-nft -t nat -F AWS-SNAT-CHAIN-0", Part::Nat),
+        ("iptables-nft -t nat -D AWS-CONNMARK-CHAIN-0 1", Part::Nat),
+        ("iptables-nft -t nat -F POSTROUTING", Part::Nat),
+        ("iptables-nft -t mangle -F PREROUTING", Part::Mangle),
+        ("iptables-nft -P FORWARD DROP", Part::Forward),
+        ("nft delete table ip nat", Part::Nat),
+    ] {
+        quiet(&kernel).await;
+        sh(line);
+        let told = disturbance(&kernel).await;
+        assert_eq!(told, Some(Disturbed::Tables), "{line}");
+        let changed = kernel.ensure_node(&node()).await.unwrap();
+        assert_eq!(parts(&changed), [part], "{line}: {}", words(&changed));
+        assert!(talk("b", "vpc", OUTSIDE).is_some(), "{line}");
+    }
+    quiet(&kernel).await;
+    // As kube-proxy does with each change of a Service.
+    sh("
+        printf '*nat\\n:KUBE-POSTROUTING - [0:0]\\n-A KUBE-POSTROUTING -j RETURN\\nCOMMIT\\n' | iptables-nft-restore --noflush
+        iptables-nft -t filter -A INPUT -j ACCEPT
+    ");
+    assert_eq!(disturbance(&kernel).await, None);
+}
+
+/// Connections that begin while the chains are not there, by a backend's tools.
+async fn begins_anew(tool: &str) {
+    build();
+    sh(&format!("{tool} -t mangle -N KUBE-KUBELET-CANARY"));
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    start(&kernel, &pods).await;
+    for chain in ["AWS-SNAT-CHAIN-0", "AWS-CONNMARK-CHAIN-0"] {
+        let server = listen("vpc", OUTSIDE, 0);
+        let inside = listen("vpc", INSIDE, 0);
+        let (to, to_inside) = (server.local_addr().unwrap(), inside.local_addr().unwrap());
+        let (client, other) = (listen("b", "0.0.0.0", 0), listen("b", "0.0.0.0", 0));
+        sh(&format!("{tool} -t nat -F {chain}"));
+        client.send_to(b"lost", to).unwrap();
+        other.send_to(b"unanswered", to_inside).unwrap();
+        // The VPC drops it.
+        server
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        assert!(server.recv_from(&mut [0; 16]).is_err(), "{chain}");
+        let changed = kernel.ensure_node(&node()).await.unwrap();
+        assert_eq!(parts(&changed), [Part::Flow, Part::Nat], "{chain}");
+        assert!(changed[0].what.starts_with("1 connections"), "{changed:?}");
+        let seen = exchange(&client, &server, to).map(|a| a.to_string());
+        assert_eq!(seen.as_deref(), Some(NODE), "{chain}");
+        // The same repair once more: what works is left alone.
+        sh(&format!("{tool} -t nat -F {chain}"));
+        let changed = kernel.ensure_node(&node()).await.unwrap();
+        assert_eq!(parts(&changed), [Part::Nat], "{chain}");
+        assert!(exchange(&client, &server, to).is_some(), "{chain}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_began_while_a_chain_was_missing_gets_through_after_the_repair() {
+    begins_anew("iptables-nft").await;
+}
+
+#[tokio::test]
+async fn a_connection_that_began_while_a_legacy_chain_was_missing_gets_through_after_the_repair() {
+    begins_anew("iptables-legacy").await;
 }

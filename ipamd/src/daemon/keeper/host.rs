@@ -13,7 +13,7 @@ use tracing::{debug, error, warn};
 use super::{Done, Keeper};
 use crate::cluster::Cluster;
 use crate::daemon::{node_net, pod_nets};
-use crate::hostnet::{EniNet, Host, HostError, Looked, Obstacle};
+use crate::hostnet::{Disturbed, EniNet, Host, HostError, Looked, Obstacle};
 
 /// From the first sign of a disturbance to the look: whoever makes it has some more to do.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -148,7 +148,8 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
     }
 
     /// Somebody may have changed what is ours.
-    pub(super) fn disturbed(&mut self) {
+    pub(super) fn disturbed(&mut self, what: Disturbed) {
+        self.timers.tables_disturbed |= what == Disturbed::Tables;
         let settled = Instant::now() + SETTLE;
         self.timers.disturbed = Some(settled.max(self.timers.looked + REST));
     }
@@ -160,7 +161,12 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             return;
         }
         self.timers.disturbed = None;
-        self.look_at_host(Scope::Routing, Why::Time);
+        let scope = if std::mem::take(&mut self.timers.tables_disturbed) {
+            Scope::All
+        } else {
+            Scope::Routing
+        };
+        self.look_at_host(scope, Why::Time);
     }
 
     /// Removes route and rules of an address that nobody has.
