@@ -16,7 +16,7 @@ LAB := tests/lab/lab
 # The unit suites never compile the AWS SDK: its one crate is linted, released and tested on the lab.
 LIGHT := --workspace --exclude selvage-ipamd-aws
 
-.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets fuzz images \
+.PHONY: help setup setup-test setup-ci demo cluster cluster-down conformance bench packets fuzz systemd images \
   fmt lint deny doc walls conformance-map orphans unit kernel lab-unit e2e e2e-modes faults test ci
 
 help: ## this list
@@ -48,6 +48,9 @@ packets: setup-test ## random clusters judged by packets: 200 a family and backe
 
 fuzz: ## every parser of what others wrote, 10 CPU-minutes each; MINUTES=n shortens, TARGETS=names picks, KEEP=1 keeps
 	@scripts/fuzz.sh $(TARGETS)
+
+systemd: ## the units in packaging/ under a real systemd, in a container of its own
+	@tests/systemd/check
 
 images: setup ## the agents' images as archives, from the Dockerfiles that users build
 	@images/build.sh
