@@ -12,6 +12,7 @@
 mod addressing;
 mod cluster;
 mod feed;
+mod imds;
 mod kernel;
 mod objects;
 mod rules;
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target {
         name: "annotations",
         run: objects::annotations,
@@ -52,6 +53,10 @@ pub const TARGETS: [Target; 16] = [
     Target {
         name: "conntrack",
         run: kernel::conntrack,
+    },
+    Target {
+        name: "imds",
+        run: imds::any,
     },
     Target {
         name: "ipset",

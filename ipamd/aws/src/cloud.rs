@@ -12,6 +12,7 @@ use selvage_ipamd_core::cloud::{
 };
 use selvage_ipamd_core::ids::{AttachmentId, EniId, InstanceType};
 use selvage_ipamd_core::limits::Limits;
+use selvage_ipamd_core::metadata::Reader;
 use tokio::sync::OnceCell;
 
 use crate::ec2::{self, Ec2};
@@ -20,7 +21,7 @@ use crate::imds::Imds;
 /// AWS as the daemon's [`Cloud`].
 pub(crate) struct Aws {
     http: SharedHttpClient,
-    imds: Imds,
+    metadata: Reader<Imds>,
     deadline: Duration,
     /// Needs the region and the instance, which metadata may not tell at once: made at the first call that succeeds.
     ec2: OnceCell<Ec2>,
@@ -30,7 +31,7 @@ impl Aws {
     /// Nothing is sent before the first call. `deadline` bounds every call to EC2.
     pub(crate) fn new(http: SharedHttpClient, deadline: Duration) -> Self {
         Self {
-            imds: Imds::new(http.clone()),
+            metadata: Reader::new(Imds::new(http.clone())),
             http,
             deadline,
             ec2: OnceCell::new(),
@@ -40,7 +41,7 @@ impl Aws {
     async fn ec2(&self) -> Result<&Ec2, CloudError> {
         self.ec2
             .get_or_try_init(|| async {
-                let facts = self.imds.facts().await?;
+                let facts = self.metadata.facts().await?;
                 let region = env::var("AWS_REGION").unwrap_or_else(|_| facts.region.clone());
                 let client = ec2::client(self.http.clone(), region, self.deadline).await;
                 Ok(Ec2::new(client, facts))
@@ -51,7 +52,7 @@ impl Aws {
 
 impl Cloud for Aws {
     async fn facts(&self) -> Result<InstanceFacts, CloudError> {
-        self.imds.facts().await
+        self.metadata.facts().await
     }
 
     async fn limits(&self, instance_type: &InstanceType) -> Result<Limits, CloudError> {
@@ -62,11 +63,11 @@ impl Cloud for Aws {
     }
 
     async fn vpc_cidrs(&self) -> Result<Vec<Ipv4Net>, CloudError> {
-        self.imds.vpc_cidrs().await
+        self.metadata.vpc_cidrs().await
     }
 
     async fn seen_enis(&self) -> Result<Vec<SeenEni>, CloudError> {
-        self.imds.seen_enis().await
+        self.metadata.seen_enis().await
     }
 
     async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {

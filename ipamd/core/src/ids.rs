@@ -70,7 +70,11 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
+            // `from_str_radix` takes a sign for the first digit.
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && p.bytes().all(|digit| digit.is_ascii_hexdigit()))
+                .ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
         if parts.next().is_some() {
@@ -305,6 +309,7 @@ mod tests {
             "02:0a:ff:00:1b:2c:3d",
             "020aff001b2c",
             "02:0a:ff:0:1b:2c",
+            "02:0a:ff:+0:1b:2c",
         ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad:?}");
         }

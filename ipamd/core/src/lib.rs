@@ -29,6 +29,7 @@ pub mod cloud;
 pub mod fake;
 pub mod ids;
 pub mod limits;
+pub mod metadata;
 pub mod plan;
 pub mod pool;
 pub mod retry;
