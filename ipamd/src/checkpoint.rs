@@ -10,10 +10,8 @@
 //! rests is written first, so that an address that is taken back is in one file or the other at any time. A checkpoint
 //! that cannot be understood is left as it is: it may be all that says which addresses running pods have.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,8 +20,10 @@ use selvage_ipamd_core::pool::Entry;
 use thiserror::Error;
 use tracing::warn;
 
+mod file;
 mod wire;
 
+use file::Replaced;
 use wire::{VERSION, Wrong};
 
 /// Addresses that rest, and until when.
@@ -126,26 +126,27 @@ impl Checkpoint {
 
 /// Writes checkpoints to one place.
 #[derive(Debug)]
-pub struct Store {
-    path: PathBuf,
-    last: Mutex<Last>,
-}
+pub struct Store(Mutex<Files>);
 
-/// What was written last.
-#[derive(Debug, Default)]
-struct Last {
-    leases: wire::Leases,
-    /// What the file beside it says, in order; `None` if that is not known.
-    resting: Option<Resting>,
+/// The two files, and what was written last.
+#[derive(Debug)]
+struct Files {
+    leases: Replaced,
+    lines: wire::Leases,
+    resting: Replaced,
+    /// What the file of what rests says, in order; `None` if that is not known.
+    rests: Option<Resting>,
 }
 
 impl Store {
     /// For a file at `path`, whatever is there now.
     pub fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            last: Mutex::default(),
-        }
+        Self(Mutex::new(Files {
+            resting: Replaced::new(cooling_path(&path)),
+            leases: Replaced::new(path),
+            lines: wire::Leases::default(),
+            rests: None,
+        }))
     }
 
     /// Replaces the files. When this returns, they are on the disk. What rests, and the leases by their keys, are in
@@ -157,22 +158,23 @@ impl Store {
     /// *Cost*: linear in the leases, of which only new ones are spelled out, and one fsync of the file and one of its
     /// directory; as much again for what rests, if anything has come to rest since.
     pub fn write(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = last.resting.take().filter(|known| {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = &mut *files;
+        let rests = files.rests.take().filter(|known| {
             let mut resting = checkpoint.cooling.iter();
             resting.all(|one| known.binary_search(one).is_ok())
         });
-        let known = match known {
+        let rests = match rests {
             // What rests no longer does no harm there.
             Some(known) => known,
             None => {
-                let path = cooling_path(&self.path);
-                replace(&path, wire::cooling_json(&checkpoint.cooling))?;
+                let text = wire::cooling_json(&checkpoint.cooling);
+                replace(&mut files.resting, text)?;
                 checkpoint.cooling.clone()
             }
         };
-        last.resting = Some(known);
-        replace(&self.path, last.leases.json(&checkpoint.entries))
+        files.rests = Some(rests);
+        replace(&mut files.leases, files.lines.text(&checkpoint.entries))
     }
 }
 
@@ -193,25 +195,15 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
     }
 }
 
-fn replace(path: &Path, text: serde_json::Result<Vec<u8>>) -> Result<(), CheckpointError> {
-    let write = || {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&text?)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(|source| CheckpointError::Io {
-        path: path.to_owned(),
+fn replace(
+    file: &mut Replaced,
+    text: serde_json::Result<impl AsRef<[u8]>>,
+) -> Result<(), CheckpointError> {
+    let replaced = text
+        .map_err(io::Error::from)
+        .and_then(|text| file.replace(text.as_ref()));
+    replaced.map_err(|source| CheckpointError::Io {
+        path: file.path().to_owned(),
         source,
     })
 }

@@ -98,8 +98,9 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     info!(?config, "settings");
-    let checkpoint = Checkpoint::read(&config.checkpoint)?;
     let listener = server::bind(&config.socket).await?;
+    // Whoever has the socket writes the checkpoint; from here on that is nobody else.
+    let checkpoint = Checkpoint::read(&config.checkpoint)?;
 
     let (requests, inbox) = mpsc::channel(REQUESTS);
     let (status, watched) = watch::channel(Status::Starting {

@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use selvage_ipamd_core::ids::PodName;
 
 use super::*;
@@ -87,6 +89,7 @@ fn what_rests_is_written_only_when_something_came_to_rest() {
     assert!(!marked(), "an address that rests again is");
     // A write that failed may have left anything.
     mark("mark");
+    std::fs::remove_file(directory.path().join("ipam-cooling.json.tmp")).unwrap();
     std::fs::create_dir(directory.path().join("ipam-cooling.json.tmp")).unwrap();
     checkpoint.cooling.push(resting(7, 79));
     store.write(&checkpoint).unwrap_err();
@@ -153,6 +156,98 @@ fn a_write_that_ended_at_any_byte_leaves_the_file_of_before_and_does_not_bar_the
 }
 
 #[test]
+fn a_crash_at_any_byte_of_any_later_write_leaves_the_file_of_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let temporary = directory.path().join("ipam.json.tmp");
+    let (mut old, new) = (read(AWS).unwrap(), read(AWS).unwrap());
+    old.entries.truncate(1);
+    let text = new.leases_json().unwrap();
+    // A file of its own for each of the first two writes; then they take turns.
+    for writes in 1..5 {
+        let store = Store::new(path.clone());
+        for _ in 0..writes {
+            store.write(&old).unwrap();
+        }
+        let before = std::fs::read(&temporary).unwrap_or_default();
+        assert_eq!(before.is_empty(), writes == 1);
+        for end in 0..=text.len() {
+            let rest = before.get(end..).unwrap_or_default();
+            let torn = [&text[..end], rest].concat();
+            // As a write does it that ends there: over what is there already.
+            std::fs::write(&temporary, torn).unwrap();
+            assert_eq!(
+                Checkpoint::read(&path).unwrap(),
+                old,
+                "{writes} writes, {end} bytes"
+            );
+        }
+        store.write(&new).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), text, "after {writes} writes");
+        Store::new(path.clone()).write(&old).unwrap();
+        assert!(
+            !temporary.exists(),
+            "left by another process, it is nobody's"
+        );
+        assert_eq!(Checkpoint::read(&path).unwrap(), old);
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_has_no_end_of_the_one_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let (mut short, long) = (read(AWS).unwrap(), read(AWS).unwrap());
+    short.entries.truncate(1);
+    let store = Store::new(path.clone());
+    for checkpoint in [&long, &long, &long, &short, &short, &long, &short] {
+        store.write(checkpoint).unwrap();
+        let text = std::fs::read(&path).unwrap();
+        assert_eq!(text, checkpoint.leases_json().unwrap());
+    }
+}
+
+#[test]
+fn after_a_write_that_failed_no_file_is_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let temporary = directory.path().join("ipam.json.tmp");
+    let checkpoint = read(AWS).unwrap();
+    let store = Store::new(path.clone());
+    for _ in 0..3 {
+        store.write(&checkpoint).unwrap();
+    }
+    // The disk may have this one under the file's name still, if what failed was the exchange.
+    let older = File::open(&temporary).unwrap();
+    let aside = directory.path().join("aside");
+    std::fs::rename(&temporary, &aside).unwrap();
+    std::fs::create_dir(&temporary).unwrap();
+    store.write(&checkpoint).unwrap_err();
+    std::fs::remove_dir(&temporary).unwrap();
+    std::fs::rename(&aside, &temporary).unwrap();
+    store.write(&Checkpoint::default()).unwrap();
+    let text = std::io::read_to_string(older).unwrap();
+    assert_eq!(text.as_bytes(), checkpoint.leases_json().unwrap());
+    assert_eq!(Checkpoint::read(&path).unwrap(), Checkpoint::default());
+}
+
+#[test]
+fn files_that_somebody_removes_are_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ipam.json");
+    let temporary = directory.path().join("ipam.json.tmp");
+    let checkpoint = read(AWS).unwrap();
+    let store = Store::new(path.clone());
+    for gone in [&path, &temporary, &path, &path, &temporary] {
+        store.write(&checkpoint).unwrap();
+        store.write(&checkpoint).unwrap();
+        std::fs::remove_file(gone).unwrap();
+        store.write(&checkpoint).unwrap();
+        assert_eq!(Checkpoint::read(&path).unwrap(), checkpoint);
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_understood_is_refused_with_what_to_do() {
     for (text, want) in [
         ("", "cannot be understood"),
@@ -206,9 +301,9 @@ fn whatever_leases_come_and_go_the_file_is_as_if_it_were_written_anew() {
     for step in [1, 5, 29, 100, 241] {
         for at in 0..all {
             let now = some(at * step % all);
-            let text = leases.json(&now).unwrap();
+            let text = leases.text(&now).unwrap();
             assert_eq!(text, wire::leases_json(&now).unwrap(), "{at} times {step}");
-            let found = Checkpoint::parse(&text, Path::new("/x/ipam.json")).unwrap();
+            let found = Checkpoint::parse(text, Path::new("/x/ipam.json")).unwrap();
             assert_eq!(found.entries, now, "{at} times {step}");
         }
     }

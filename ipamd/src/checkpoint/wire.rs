@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::sync::Arc;
 
 use selvage_ipamd_core::ids::{PodKey, PodName, Timestamp};
@@ -35,42 +36,64 @@ impl Wrong {
 
 /// Leases as AWS's agent reads them.
 pub(super) fn leases_json(entries: &[Arc<Entry>]) -> serde_json::Result<Vec<u8>> {
-    Leases::default().json(entries)
+    Leases::default().text(entries).map(<[u8]>::to_vec)
 }
 
-/// Leases as they were written last: a lease that is there still is not spelled out again.
+/// Leases as they were written last, and their text: a lease that is there still is copied from it, with its neighbours.
 #[derive(Debug, Default)]
-pub(super) struct Leases(Vec<(Arc<Entry>, Box<[u8]>)>);
+pub(super) struct Leases {
+    /// In the text's order, each with the bytes it has there.
+    lines: Vec<(Arc<Entry>, usize)>,
+    text: Vec<u8>,
+    /// The text before, to be written over.
+    spare: Vec<u8>,
+}
 
 impl Leases {
     /// Leases as AWS's agent reads them; `entries` in order of their keys.
-    pub(super) fn json(&mut self, entries: &[Arc<Entry>]) -> serde_json::Result<Vec<u8>> {
-        let mut before = std::mem::take(&mut self.0).into_iter().peekable();
+    pub(super) fn text(&mut self, entries: &[Arc<Entry>]) -> serde_json::Result<&[u8]> {
+        let before = std::mem::take(self);
+        self.lines.reserve(entries.len());
+        self.text = before.spare;
+        self.text.clear();
+        self.text.extend_from_slice(HEAD);
+        let mut old = before.lines.into_iter().peekable();
+        // Where the next old line begins, and those before it that are still to be copied.
+        let mut at = HEAD.len();
+        let mut kept = at..at;
         for entry in entries {
-            while before
-                .next_if(|(old, _)| !Arc::ptr_eq(old, entry) && old.key <= entry.key)
-                .is_some()
-            {}
-            let same = before.next_if(|(old, _)| Arc::ptr_eq(old, entry));
-            self.0.push(match same {
-                Some(line) => line,
-                None => {
-                    let line = serde_json::to_vec(&Allocation::of(entry))?;
-                    (entry.clone(), line.into())
-                }
-            });
-        }
-        let lines: usize = self.0.iter().map(|(_, line)| line.len() + 1).sum();
-        let mut text = Vec::with_capacity(HEAD.len() + lines + TAIL.len());
-        text.extend_from_slice(HEAD);
-        for (at, (_, line)) in self.0.iter().enumerate() {
-            if at > 0 {
-                text.push(b',');
+            while let Some((_, length)) =
+                old.next_if(|(old, _)| !Arc::ptr_eq(old, entry) && old.key <= entry.key)
+            {
+                self.copy(&before.text, kept);
+                at += length + 1;
+                kept = at..at;
             }
-            text.extend_from_slice(line);
+            if let Some((old, length)) = old.next_if(|(old, _)| Arc::ptr_eq(old, entry)) {
+                self.lines.push((old, length));
+                kept.end = at + length;
+                at += length + 1;
+            } else {
+                self.copy(&before.text, kept);
+                kept = at..at;
+                let start = self.text.len();
+                serde_json::to_writer(&mut self.text, &Allocation::of(entry))?;
+                self.lines.push((entry.clone(), self.text.len() - start));
+                self.text.push(b',');
+            }
         }
-        text.extend_from_slice(TAIL);
-        Ok(text)
+        self.copy(&before.text, kept);
+        self.text.pop_if(|last| *last == b',');
+        self.text.extend_from_slice(TAIL);
+        self.spare = before.text;
+        Ok(&self.text)
+    }
+
+    fn copy(&mut self, before: &[u8], lines: Range<usize>) {
+        if !lines.is_empty() {
+            self.text.extend_from_slice(&before[lines]);
+            self.text.push(b',');
+        }
     }
 }
 

@@ -173,8 +173,9 @@ async fn an_address_that_cannot_be_written_down_is_not_given_away() {
     for node in Node::on_disk_and_in_memory(|| Ec2::with_limits(1, 3)) {
         let daemon = node.start_ready().await;
         let before = daemon.add_ok("before").await;
-        // In the way of the temporary file.
+        // In the place of the temporary file: two writes have left one.
         let blocked = node.path("run/ipam.json.tmp");
+        fs::remove_file(&blocked).unwrap();
         fs::create_dir(&blocked).unwrap();
         let error = daemon.add("web").await.unwrap_err();
         assert!(error.message().contains("ipam.json"), "{error}");
