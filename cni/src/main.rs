@@ -15,8 +15,9 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// The longest configuration that is read; a result of many addresses is a few kilobytes.
 const LONGEST_CONFIG: usize = 4 * 1024 * 1024;
-/// What most configurations fit in, a result of ADD included: one read and one to see the end.
-const USUAL_CONFIG: usize = 8 * 1024;
+/// What most configurations fit in, a result of ADD included: one read and one to see the end. What is read from it has
+/// room on the same page.
+const USUAL_CONFIG: usize = 2 * 1024;
 
 fn main() -> ExitCode {
     let mut config = Vec::with_capacity(USUAL_CONFIG);

@@ -20,6 +20,7 @@ const TAKEN_PREFIXES: [&str; 3] = ["eth", "vlan", "lo"];
 /// The kernel's limit on link names.
 const LONGEST_LINK_NAME: usize = 15;
 const DEFAULT_LOG_FILE: &str = "/var/log/aws-routed-eni/plugin.log";
+const DEFAULT_LOG_LEVEL: Level = Level::Debug;
 
 /// The variables that a runtime sets, as it set them; unset and empty are the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,7 +42,8 @@ impl Environment {
     pub fn read() -> Self {
         let get = |key| {
             let value = env::var_os(key).unwrap_or_default();
-            value.to_string_lossy().into_owned()
+            let text = value.into_string();
+            text.unwrap_or_else(|odd| odd.to_string_lossy().into_owned())
         };
         Environment {
             command: get("CNI_COMMAND"),
@@ -153,7 +155,7 @@ impl Default for LogConfig {
     fn default() -> Self {
         LogConfig {
             file: Some(DEFAULT_LOG_FILE.into()),
-            level: Level::Debug,
+            level: DEFAULT_LOG_LEVEL,
         }
     }
 }
@@ -206,6 +208,8 @@ fn read(stdin: &[u8]) -> Result<Config, CniError> {
     serde_json::from_slice(stdin).map_err(|error| fail(error.to_string()))
 }
 
+// Not inlined, as the commands are not: VERSION has no use for its pages.
+#[inline(never)]
 fn request(
     environment: &Environment,
     config: Config,
@@ -377,17 +381,14 @@ fn mtu(mtu: Option<&TextOrNumber>) -> Result<u32, CniError> {
 }
 
 fn log_config(config: &Config) -> LogConfig {
-    let default = LogConfig::default();
+    let level = config.plugin_log_level.as_deref().and_then(Level::find);
     LogConfig {
         file: match config.plugin_log_file.as_deref() {
-            None | Some("") => default.file,
+            None | Some("") => Some(DEFAULT_LOG_FILE.into()),
             Some("stdout" | "stderr") => None,
             Some(path) => Some(path.into()),
         },
-        level: match config.plugin_log_level.as_deref() {
-            Some(text) => Level::find(text).unwrap_or(default.level),
-            None => default.level,
-        },
+        level: level.unwrap_or(DEFAULT_LOG_LEVEL),
     }
 }
 
