@@ -100,6 +100,7 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
     info!(?config, "settings");
     let listener = server::bind(&config.socket).await?;
     // Whoever has the socket writes the checkpoint; from here on that is nobody else.
+    let first = !config.checkpoint.exists();
     let checkpoint = Checkpoint::read(&config.checkpoint)?;
 
     let (requests, inbox) = mpsc::channel(REQUESTS);
@@ -128,7 +129,7 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
         tokio::spawn(async move { serve_pages(&shared.config, handle, serving).await })
     };
 
-    let kept = keep(&shared, checkpoint, status, facts, inbox, &shutdown).await;
+    let kept = keep(&shared, checkpoint, first, status, facts, inbox, &shutdown).await;
     drop(stop_serving);
     let tasks = async { tokio::join!(server, pages, sweep) };
     let ended = tokio::time::timeout(DRAIN, tasks).await;
@@ -150,6 +151,7 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
 async fn keep<C: Cloud, H: Host, K: Cluster>(
     shared: &Arc<Shared<C, H, K>>,
     checkpoint: Checkpoint,
+    first: bool,
     status: watch::Sender<Status>,
     facts: watch::Sender<Option<NodeFacts>>,
     inbox: mpsc::Receiver<request::Request>,
@@ -159,6 +161,7 @@ async fn keep<C: Cloud, H: Host, K: Cluster>(
         let start = Start {
             shared,
             status: &status,
+            first,
         };
         start.run(checkpoint, &facts).await
     };
@@ -182,6 +185,8 @@ pub(crate) struct Ready {
 struct Start<'a, C, H, K> {
     shared: &'a Arc<Shared<C, H, K>>,
     status: &'a watch::Sender<Status>,
+    /// No daemon has written a checkpoint on this node since it booted.
+    first: bool,
 }
 
 impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
@@ -232,8 +237,8 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
         }
         let enis = self
             .insist("describe the interfaces", || async {
-                let enis = act::interfaces(shared).await.map_err(|e| e.to_string())?;
-                with_primary(enis, &instance)
+                let enis = act::interfaces(shared, self.first).await;
+                with_primary(enis.map_err(|e| e.to_string())?, &instance)
             })
             .await;
         let now = clock.now();

@@ -70,8 +70,12 @@ impl Cloud for Aws {
         self.metadata.seen_enis().await
     }
 
-    async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
-        self.ec2().await?.describe_enis().await
+    async fn attached_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        self.ec2().await?.attached_enis().await
+    }
+
+    async fn unattached_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        self.ec2().await?.unattached_enis().await
     }
 
     async fn describe_eni(&self, eni: &EniId) -> Result<Option<EniFacts>, CloudError> {

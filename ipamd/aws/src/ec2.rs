@@ -118,35 +118,36 @@ impl Ec2 {
         }
     }
 
-    /// DescribeNetworkInterfaces: those attached to this instance, and those made for it that are not attached.
-    pub(crate) async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+    /// DescribeNetworkInterfaces: those attached to this instance.
+    pub(crate) async fn attached_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        let operation = Operation::DescribeEnis;
         let instance = self.facts.instance_id.as_str();
-        let attached = self
-            .describe(vec![filter("attachment.instance-id", instance)])
+        let found = self
+            .pages(operation, vec![filter("attachment.instance-id", instance)])
             .await?;
-        let loose = self
-            .describe(vec![
-                filter(&format!("tag:{TAG_INSTANCE}"), instance),
-                filter("status", "available"),
-            ])
-            .await?;
-        // One that was attached between the two questions is in both answers.
-        let mut found = BTreeMap::new();
-        for eni in attached.into_iter().chain(loose) {
-            found
-                .entry(eni.network_interface_id().unwrap_or_default().to_owned())
-                .or_insert(eni);
-        }
-        if let Some(primary) = found.get(self.facts.primary_eni.as_str()) {
+        let primary = self.facts.primary_eni.as_str();
+        if let Some(primary) = found
+            .iter()
+            .find(|eni| eni.network_interface_id() == Some(primary))
+        {
             *self.tracking.lock().unwrap_or_else(PoisonError::into_inner) =
                 convert::tracking(primary);
         }
-        let found: Vec<NetworkInterface> = found.into_values().collect();
-        self.read(Operation::DescribeEnis, &found).await
+        self.read(operation, &found).await
     }
 
-    async fn describe(&self, filters: Vec<Filter>) -> Result<Vec<NetworkInterface>, CloudError> {
-        self.pages(Operation::DescribeEnis, filters).await
+    /// DescribeNetworkInterfaces: those made for this instance that are not attached.
+    pub(crate) async fn unattached_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        let operation = Operation::DescribeEnis;
+        let filters = vec![
+            filter(
+                &format!("tag:{TAG_INSTANCE}"),
+                self.facts.instance_id.as_str(),
+            ),
+            filter("status", "available"),
+        ];
+        let found = self.pages(operation, filters).await?;
+        self.read(operation, &found).await
     }
 
     /// All pages of DescribeNetworkInterfaces.

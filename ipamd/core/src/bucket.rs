@@ -27,8 +27,8 @@ const REGION_READS: f64 = 20.0;
 const REGION_CHANGES: f64 = 5.0;
 /// Part of the region's rate that nodes which start together take: the rest is for those that run.
 const TOGETHER: f64 = 0.9;
-/// Each action of EC2's has a budget of its own. A node that starts reads twice (what is attached, what is not) ...
-const READS_OF_A_START: f64 = 2.0;
+/// Each action of EC2's has a budget of its own. A node that starts asks once what is attached ...
+const READS_OF_A_START: f64 = 1.0;
 /// ... and makes one change before it can serve: half of many nodes assign addresses, half make an interface.
 const CHANGES_OF_A_START: f64 = 0.5;
 /// From so many nodes on it is worth while to use both ways.

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Nothing between two calls lives in memory only: a create is repeated with its token, and an interface that was made
-//! but not attached is found again by its tag ([`TAG_INSTANCE`]), so that [`Cloud::describe_enis`] is all a fresh
-//! process needs.
+//! but not attached is found again by its tag ([`TAG_INSTANCE`]), so that [`Cloud::attached_enis`] and
+//! [`Cloud::unattached_enis`] are all a fresh process needs; on a new instance the first of them ([`is_untouched`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -270,6 +270,15 @@ pub struct CreateEni {
     pub tags: BTreeMap<String, String>,
 }
 
+/// Whether no agent has worked on an instance with these interfaces attached: either puts [`TAG_INSTANCE`] on the
+/// primary one, and on each that it makes. Where nothing on the node's disk says otherwise, none was made for the
+/// instance that is not attached.
+pub fn is_untouched(attached: &[EniFacts]) -> bool {
+    !attached
+        .iter()
+        .any(|eni| eni.tags.contains_key(TAG_INSTANCE))
+}
+
 /// EC2 and instance metadata. Each function is one effect (one changing call at most) and may be repeated.
 ///
 /// The caller sets a deadline on every call by dropping the future; implementations retry nothing by themselves,
@@ -290,9 +299,12 @@ pub trait Cloud: Send + Sync + 'static {
     /// The attached interfaces by metadata: to notice a difference without a call to EC2.
     fn seen_enis(&self) -> impl Future<Output = Result<Vec<SeenEni>, CloudError>> + Send;
 
-    /// Every interface attached to this instance, and every unattached one that carries [`TAG_INSTANCE`] with this
-    /// instance's id (DescribeNetworkInterfaces, all pages).
-    fn describe_enis(&self) -> impl Future<Output = Result<Vec<EniFacts>, CloudError>> + Send;
+    /// Every interface attached to this instance (DescribeNetworkInterfaces, all pages).
+    fn attached_enis(&self) -> impl Future<Output = Result<Vec<EniFacts>, CloudError>> + Send;
+
+    /// Every interface that is attached to nothing and carries [`TAG_INSTANCE`] with this instance's id
+    /// (DescribeNetworkInterfaces, all pages).
+    fn unattached_enis(&self) -> impl Future<Output = Result<Vec<EniFacts>, CloudError>> + Send;
 
     /// One interface, `None` if EC2 does not know it (which, just after a create, may not be true yet).
     fn describe_eni(

@@ -1,11 +1,12 @@
 //! Carrying out one action: the call, its deadline, its count.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use selvage_ipamd_core::action::{Action, Outcome};
-use selvage_ipamd_core::cloud::{Cloud, CloudError, EniFacts, Operation, SeenEni};
+use selvage_ipamd_core::cloud::{Cloud, CloudError, EniFacts, Operation, SeenEni, is_untouched};
 use selvage_ipamd_core::pool::Provisioning;
 use tokio::time::Instant;
 
@@ -48,14 +49,28 @@ pub(crate) async fn call<T, C: Cloud, H: Host, K: Cluster>(
     result
 }
 
-/// The interfaces by EC2; where EC2 must not be called, as far as metadata knows them.
+/// The interfaces by EC2; where EC2 must not be called, as far as metadata knows them. `first`: no daemon has written
+/// a checkpoint here. Then there is nothing to look for that was made and not attached, unless a tag says otherwise.
 pub(crate) async fn interfaces<C: Cloud, H: Host, K: Cluster>(
     shared: &Shared<C, H, K>,
+    first: bool,
 ) -> Result<Vec<EniFacts>, CloudError> {
     let cloud = &shared.cloud;
     match shared.config.provisioning {
         Provisioning::Full | Provisioning::AttachedOnly => {
-            call(shared, Operation::DescribeEnis, cloud.describe_enis()).await
+            let operation = Operation::DescribeEnis;
+            let attached = call(shared, operation, cloud.attached_enis()).await?;
+            if first && is_untouched(&attached) {
+                return Ok(attached);
+            }
+            let unattached = call(shared, operation, cloud.unattached_enis()).await?;
+            // Reads lag: one that was attached a moment ago may be in both answers.
+            let found: BTreeMap<_, _> = unattached
+                .into_iter()
+                .chain(attached)
+                .map(|eni| (eni.id.clone(), eni))
+                .collect();
+            Ok(found.into_values().collect())
         }
         Provisioning::MetadataOnly => {
             let seen = call(shared, Operation::SeenEnis, cloud.seen_enis()).await?;

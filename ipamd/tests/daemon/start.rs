@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use selvage_ipamd::health;
-use selvage_ipamd_core::cloud::Operation;
+use selvage_ipamd_core::cloud::{Operation, TAG_INSTANCE};
 use selvage_ipamd_core::fake::{Ec2, Fault};
 use tokio_util::sync::CancellationToken;
 
@@ -167,5 +167,46 @@ async fn awss_policy_agent_is_told_mode_and_node() {
         daemon.add("web").await.unwrap().network_policy_mode,
         "standard"
     );
+    daemon.stop().await;
+}
+
+fn describes(node: &Node) -> u64 {
+    node.ec2.calls(Operation::DescribeEnis)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_node_asks_ec2_once_what_it_has_and_a_later_start_also_what_was_left() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    assert_eq!(describes(&node), 1);
+    daemon.kill().await;
+    let daemon = node.start().await;
+    until("it has looked", || describes(&node) == 3).await;
+    daemon.add_ok("web").await;
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_booted_again_finds_what_was_made_before() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    let tagged = || {
+        node.ec2
+            .enis()
+            .iter()
+            .all(|eni| eni.tags.contains_key(TAG_INSTANCE))
+    };
+    until("the interface is tagged", tagged).await;
+    // It ends between making an interface and attaching it.
+    node.ec2.fail_always(Operation::AttachEni, Fault::Broken);
+    daemon.add_ok("web").await;
+    until("one is made", || node.ec2.enis().len() == 2).await;
+    daemon.kill().await;
+    fs::remove_file(node.path("run/ipam.json")).unwrap();
+    node.ec2.heal();
+    let daemon = node.start_ready().await;
+    let attached = || node.ec2.enis().iter().all(|eni| eni.attachment.is_some());
+    until("it is attached", attached).await;
+    assert_eq!(node.ec2.enis().len(), 2, "no other is made");
     daemon.stop().await;
 }

@@ -222,7 +222,7 @@ async fn a_silent_ec2_ends_a_call_at_its_deadline_and_the_call_may_have_happened
 async fn a_call_without_credentials_is_not_sent_and_says_so() {
     let server = Server::start(vec![]).await;
     let ec2 = server.ec2(false, PATIENT);
-    let error = ec2.describe_enis().await.unwrap_err();
+    let error = ec2.attached_enis().await.unwrap_err();
     assert_eq!(error.kind, CloudErrorKind::Refused, "{error}");
     assert!(error.message.contains("no credentials here"), "{error}");
 }

@@ -17,7 +17,7 @@ pub enum Operation {
     VpcCidrs,
     /// [`Cloud::seen_enis`](super::Cloud::seen_enis).
     SeenEnis,
-    /// [`Cloud::describe_enis`](super::Cloud::describe_enis) and `describe_eni`.
+    /// [`Cloud::attached_enis`](super::Cloud::attached_enis), `unattached_enis` and `describe_eni`.
     DescribeEnis,
     /// [`Cloud::describe_subnets`](super::Cloud::describe_subnets).
     DescribeSubnets,

@@ -52,12 +52,20 @@ impl Cloud for Ec2 {
         .await
     }
 
-    async fn describe_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+    async fn attached_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
+        self.reply(Operation::DescribeEnis, |s| {
+            let attached = |eni: &&EniFacts| eni.attachment.is_some();
+            Ok(s.read().values().filter(attached).cloned().collect())
+        })
+        .await
+    }
+
+    async fn unattached_enis(&self) -> Result<Vec<EniFacts>, CloudError> {
         self.reply(Operation::DescribeEnis, |s| {
             let instance = s.facts.instance_id.clone();
             let ours = |eni: &&EniFacts| {
                 let tag = eni.tags.get(TAG_INSTANCE);
-                eni.attachment.is_some() || tag.is_some_and(|v| v == instance.as_str())
+                eni.attachment.is_none() && tag.is_some_and(|v| v == instance.as_str())
             };
             Ok(s.read().values().filter(ours).cloned().collect())
         })

@@ -98,7 +98,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         }
         let shared = self.shared.clone();
         self.work
-            .spawn(async move { Done::Described(act::interfaces(&shared).await) });
+            .spawn(async move { Done::Described(act::interfaces(&shared, false).await) });
     }
 
     fn asks_ec2(&self) -> bool {

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use selvage_ipamd_core::action::{Action, Outcome};
 use selvage_ipamd_core::bucket::Bucket;
 use selvage_ipamd_core::cause::why_empty;
-use selvage_ipamd_core::cloud::Budget;
+use selvage_ipamd_core::cloud::{Budget, EniFacts, is_untouched};
 use selvage_ipamd_core::ids::{EniId, PodKey, PodName, Timestamp};
 use selvage_ipamd_core::limits::Mode;
 use selvage_ipamd_core::plan::{Targets, plan};
@@ -134,7 +134,8 @@ impl Agent for Selvage {
                     return;
                 }
                 self.bucket.take(Budget::Read, io.now);
-                let (at, views) = describe(io);
+                // No daemon has run here before.
+                let (at, views) = describe(true, io);
                 io.wake(at, Event::First(views.ok()));
                 return;
             }
@@ -240,7 +241,7 @@ impl Selvage {
         };
         if pool.take_survey_wanted() && !self.surveying {
             self.surveying = true;
-            let (at, views) = describe(io);
+            let (at, views) = describe(false, io);
             io.wake(at, Event::Described(views.ok()));
         }
         let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
@@ -302,7 +303,7 @@ impl Selvage {
         };
         let seen: Vec<_> = views.iter().map(|v| convert::seen(v, io.ec2)).collect();
         if pool.differs(&seen, io.now) {
-            let (at, views) = describe(io);
+            let (at, views) = describe(false, io);
             io.wake(at, Event::Described(views.ok()));
         } else {
             self.survey_over(io.now);
@@ -315,13 +316,17 @@ impl Selvage {
     }
 }
 
-/// Both questions of the shipped client: what is attached, and what was made and is not.
-fn describe(io: &mut Io<'_, Event>) -> Reply<Vec<View>> {
+/// What the daemon asks: what is attached; and what was made and is not, unless nobody can have made anything.
+fn describe(first: bool, io: &mut Io<'_, Event>) -> Reply<Vec<View>> {
     let (at, attached) = io.ec2.describe_attached(io.node, io.now);
     let attached = match attached {
         Ok(views) => views,
         Err(refusal) => return (at, Err(refusal)),
     };
+    let facts = attached.iter().map(|view| convert::facts(view, io.ec2));
+    if first && is_untouched(&facts.collect::<Vec<EniFacts>>()) {
+        return (at, Ok(attached));
+    }
     let (at, loose) = io.ec2.describe_loose(io.node, at);
     let all = loose.map(|loose| {
         let known: Vec<EniId> = attached.iter().map(|view| view.id.clone()).collect();
