@@ -56,6 +56,13 @@ pub trait Cluster: Clone + Send + Sync + 'static {
     /// When the API server does not say.
     fn instances(&self) -> impl Future<Output = Result<BTreeSet<InstanceId>, String>> + Send;
 
+    /// How many nodes of the cluster start: have a daemon that gives no addresses yet, this node included. Some seconds
+    /// old.
+    ///
+    /// # Errors
+    /// When the API server does not say.
+    fn starting(&self) -> impl Future<Output = Result<u32, String>> + Send;
+
     /// Whether this node is the one, of all that ask, that works for the cluster now.
     ///
     /// # Errors
@@ -89,6 +96,10 @@ impl Cluster for NoCluster {
     fn clear(&self, _: &PodName, _: IpAddr) {}
 
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, String> {
+        Err("there is no API server".to_owned())
+    }
+
+    async fn starting(&self) -> Result<u32, String> {
         Err("there is no API server".to_owned())
     }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use selvage_ipamd_core::bucket::Bucket;
 use selvage_ipamd_core::cloud::{Cloud, EniFacts, InstanceFacts, Operation};
 use selvage_ipamd_core::ids::{InstanceType, Timestamp};
 use selvage_ipamd_core::limits::{Limits, Mode};
@@ -38,6 +39,7 @@ use crate::server::{self, ServerError};
 use crate::sweep;
 
 mod act;
+mod crowd;
 mod journal;
 mod keeper;
 mod request;
@@ -49,8 +51,6 @@ pub use request::{Grant, Handle, NodeFacts, Refusal, Status};
 const REQUESTS: usize = 256;
 /// First pause after something failed at the start; doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Over so long the first calls of nodes that start together are spread.
-const START_SPREAD: Duration = Duration::from_secs(1);
 /// For what is under way when the daemon is told to end, and again for connections: both are over before a kubelet that
 /// gives ten seconds loses its patience.
 const DRAIN: Duration = Duration::from_secs(4);
@@ -230,10 +230,9 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
             .insist("set up the host's network", || host.ensure_node(&node))
             .await;
         info!(?changed, "host network");
+        let mut bucket = Bucket::new(clock.now().unix_nanos());
         if checkpoint.entries.is_empty() {
-            // Young nodes come together; their first calls do not.
-            let spread = Jitter::new(clock.now().unix_nanos()).unit();
-            tokio::time::sleep(START_SPREAD.mul_f64(spread)).await;
+            self.wait_for_turn(&mut bucket).await;
         }
         let enis = self
             .insist("describe the interfaces", || async {
@@ -244,6 +243,7 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
         let now = clock.now();
         let mode = self.mode(&instance, &limits)?;
         let mut pool = Pool::new(&instance, settings(config, mode, now));
+        *pool.bucket_mut() = bucket;
         pool.reconcile(&enis, now);
         self.restore(&mut pool, checkpoint, &node, now).await?;
         Ok(Ready {

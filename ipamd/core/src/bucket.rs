@@ -33,6 +33,8 @@ const READS_OF_A_START: f64 = 1.0;
 const CHANGES_OF_A_START: f64 = 0.5;
 /// From so many nodes on it is worth while to use both ways.
 const MANY: u32 = 100;
+/// Between two questions how many nodes start, at least: that many ask.
+const LOOK: Duration = Duration::from_secs(10);
 /// Longest time between two calls: a cause that went away is noticed within two minutes.
 const LONGEST: f64 = 120.0;
 /// A success brings the rate back by this part of the whole.
@@ -118,6 +120,13 @@ impl Bucket {
     pub fn begins_with_eni(&self) -> bool {
         self.turn
             .is_some_and(|turn| turn.nodes >= MANY && (turn.place * 1024.0) as u32 % 2 == 1)
+    }
+
+    /// How long until it is worth while to ask again how many nodes start; `None` once this node's turn has come. The
+    /// longer it waits the longer the pauses are: of thousands that start together few ask at a time.
+    pub fn look_in(&self, now: Timestamp) -> Option<Duration> {
+        let left = self.turn_in(Budget::Change, now);
+        (left > Duration::ZERO).then(|| (left / 4).max(LOOK))
     }
 
     /// How long until this node's turn.
@@ -345,5 +354,22 @@ mod tests {
         bucket.share(10, at(1.0));
         assert_eq!(bucket.ready_in(Budget::Change, at(1.0)), put_off);
         assert!(bucket.available(Budget::Change, at(1.0) + put_off) > 0);
+    }
+
+    #[test]
+    fn a_node_asks_how_many_start_until_its_turn_and_the_more_seldom_the_longer_it_waits() {
+        let mut bucket = Bucket::new(3);
+        assert_eq!(bucket.look_in(at(0.0)), None, "it knows of no others");
+        bucket.share(5000, at(0.0));
+        let (mut now, mut looks) = (0.0, 0);
+        while let Some(pause) = bucket.look_in(at(now)) {
+            assert!(pause >= LOOK);
+            now += pause.as_secs_f64();
+            looks += 1;
+        }
+        let turn = bucket.ready_in(Budget::Change, at(0.0));
+        assert!(turn > Duration::from_secs(60), "{turn:?}");
+        assert!(now < turn.as_secs_f64() + LOOK.as_secs_f64());
+        assert!((2..20).contains(&looks), "{looks} looks in {turn:?}");
     }
 }

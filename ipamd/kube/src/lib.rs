@@ -12,6 +12,7 @@
 //! | [`events`] | Events on the node |
 //! | [`node`] | what the node's object and its ENIConfig say |
 //! | [`annotate`] | pods' addresses in their annotations |
+//! | [`crowd`] | how many nodes start |
 //! | [`election`] | one node of all for the work of the cluster |
 //! | [`instances`] | the instances of all nodes, for that work |
 //!
@@ -29,6 +30,7 @@ use tracing::warn;
 
 pub mod annotate;
 pub mod client;
+pub mod crowd;
 pub mod election;
 pub mod events;
 pub mod instances;
@@ -40,6 +42,7 @@ use annotate::Annotations;
 use client::Connection;
 use election::Election;
 use events::Events;
+use kube::Client;
 
 /// The API server as the daemon's [`Cluster`]. Cheap to clone; its tasks end when the last one is dropped.
 #[derive(Clone)]
@@ -48,6 +51,8 @@ pub struct Kubernetes {
     node: watch::Receiver<NodeView>,
     annotations: Option<Annotations>,
     election: Option<Election>,
+    /// The client, and the namespace that the daemon runs in.
+    home: Option<(Client, String)>,
 }
 
 impl Kubernetes {
@@ -76,6 +81,7 @@ impl Kubernetes {
                     node: watch::channel(missing).1,
                     annotations: None,
                     election: None,
+                    home: None,
                 };
                 (cluster, writer)
             }
@@ -93,7 +99,8 @@ impl Kubernetes {
                 .then(|| Annotations::start(client.clone())),
             election: config
                 .leak_cleanup
-                .then(|| Election::new(client, &namespace, node)),
+                .then(|| Election::new(client.clone(), &namespace, node)),
+            home: Some((client, namespace)),
             events,
         };
         (cluster, writer)
@@ -124,6 +131,13 @@ impl Cluster for Kubernetes {
     async fn instances(&self) -> Result<BTreeSet<InstanceId>, String> {
         match &self.election {
             Some(election) => instances::list(election.client()).await,
+            None => Err("no API server is configured".to_owned()),
+        }
+    }
+
+    async fn starting(&self) -> Result<u32, String> {
+        match &self.home {
+            Some((client, namespace)) => crowd::starting(client, namespace).await,
             None => Err("no API server is configured".to_owned()),
         }
     }

@@ -47,6 +47,7 @@ enum Done {
     Outcome(Box<Outcome>),
     Seen(Result<Vec<SeenEni>, CloudError>),
     Described(Result<Vec<EniFacts>, CloudError>),
+    Crowd(Option<u32>),
     Blocks(Result<Vec<Ipv4Net>, CloudError>),
     Facts(Result<InstanceFacts, CloudError>),
     Host(host::Look),
@@ -68,6 +69,8 @@ struct Waiter {
 struct Timers {
     survey: Instant,
     surveying: bool,
+    /// When to ask again how many nodes start; never, once this node's turn has come.
+    crowd: Option<Instant>,
     refresh: Instant,
     refreshing: u8,
     /// Somebody has disturbed the host's network: when to look.
@@ -119,6 +122,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         let in_memory = checkpoint::is_in_memory(&shared.config.checkpoint);
         let store = Arc::new(Store::new(shared.config.checkpoint.clone()));
         let node = shared.cluster.node();
+        let look = ready.pool.bucket().look_in(shared.clock.now());
         Self {
             shared,
             instance: ready.instance,
@@ -137,6 +141,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             timers: Timers {
                 survey: now + reconcile,
                 surveying: false,
+                crowd: look.map(|pause| now + pause),
                 refresh: now + REFRESH,
                 refreshing: 0,
                 disturbed: None,
@@ -291,6 +296,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             Done::Outcome(outcome) => self.take_outcome(*outcome, now),
             Done::Seen(seen) => self.take_seen(seen, now),
             Done::Described(enis) => self.take_described(enis, now),
+            Done::Crowd(nodes) => self.take_crowd(nodes, now),
             Done::Blocks(blocks) => self.take_blocks(blocks),
             Done::Facts(facts) => self.take_facts(facts),
             Done::Host(look) => self.take_host(look),

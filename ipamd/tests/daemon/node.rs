@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -116,6 +116,9 @@ pub struct Told {
     pub alive: Arc<Mutex<BTreeSet<InstanceId>>>,
     pub leads: Arc<AtomicBool>,
     pub silent: Arc<AtomicBool>,
+    /// How many nodes start, and how often that was asked; none: nothing is said.
+    pub starting: Arc<Mutex<Option<u32>>>,
+    pub asked_starting: Arc<AtomicU32>,
 }
 
 impl Told {
@@ -154,6 +157,15 @@ impl Cluster for Told {
             true => Err("the API server is away".to_owned()),
             false => Ok(self.alive.lock().unwrap().clone()),
         }
+    }
+
+    async fn starting(&self) -> Result<u32, String> {
+        self.asked_starting.fetch_add(1, Ordering::Relaxed);
+        if self.silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        let starting = *self.starting.lock().unwrap();
+        starting.ok_or_else(|| "the API server is away".to_owned())
     }
 
     async fn lead(&self) -> Result<bool, String> {

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use selvage_ipamd::health;
 use selvage_ipamd_core::cloud::{Operation, TAG_INSTANCE};
 use selvage_ipamd_core::fake::{Ec2, Fault};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{Node, until};
@@ -170,6 +172,9 @@ async fn awss_policy_agent_is_told_mode_and_node() {
     daemon.stop().await;
 }
 
+/// Enough that hardly a node's turn comes at once.
+const MANY: u32 = 100_000;
+
 fn describes(node: &Node) -> u64 {
     node.ec2.calls(Operation::DescribeEnis)
 }
@@ -208,5 +213,68 @@ async fn a_node_that_was_booted_again_finds_what_was_made_before() {
     let attached = || node.ec2.enis().iter().all(|eni| eni.attachment.is_some());
     until("it is attached", attached).await;
     assert_eq!(node.ec2.enis().len(), 2, "no other is made");
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_many_nodes_start_each_waits_for_its_turn_and_says_so() {
+    let node = Node::new(Ec2::small());
+    *node.told.starting.lock().unwrap() = Some(MANY);
+    let daemon = node.start().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(describes(&node), 0);
+    let error = daemon.add("web").await.unwrap_err();
+    assert!(error.message().contains("its turn"), "{error}");
+    health(&node.path("run/ipamd.sock"), true).await.unwrap();
+    let asked = || node.told.asked_starting.load(Ordering::Relaxed);
+    while !node.conflist().exists() {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    let (asked_until_ready, describes_until_ready) = (asked(), describes(&node));
+    assert!(
+        (2..60).contains(&asked_until_ready),
+        "{asked_until_ready} questions"
+    );
+    assert_eq!(describes_until_ready, 1);
+    daemon.add_ok("web").await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(asked(), asked_until_ready, "its turn has come");
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_starts_as_if_alone_where_nobody_says_how_many_start() {
+    for silent in [true, false] {
+        let node = Node::new(Ec2::small());
+        node.told.silent.store(silent, Ordering::Relaxed);
+        let started = Instant::now();
+        let daemon = node.start_ready().await;
+        assert!(
+            started.elapsed() < Duration::from_secs(3),
+            "silent: {silent}"
+        );
+        daemon.add_ok("web").await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let asked = node.told.asked_starting.load(Ordering::Relaxed);
+        assert_eq!(asked, 1, "silent: {silent}");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_pods_waits_for_nobody() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    node.make_veth("web");
+    daemon.add_ok("web").await;
+    daemon.stop().await;
+    *node.told.starting.lock().unwrap() = Some(MANY);
+    let asked = node.told.asked_starting.load(Ordering::Relaxed);
+    let before = describes(&node);
+    let daemon = node.start().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(describes(&node), before + 2);
+    assert_eq!(node.told.asked_starting.load(Ordering::Relaxed), asked);
+    daemon.add_ok("other").await;
     daemon.stop().await;
 }

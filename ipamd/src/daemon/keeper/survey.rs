@@ -1,4 +1,5 @@
-//! What is looked at by time: the cloud's view of our interfaces, the VPC's blocks, the host's network.
+//! What is looked at by time: the cloud's view of our interfaces, the VPC's blocks, the host's network, and how many
+//! nodes start.
 
 use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{
@@ -13,7 +14,7 @@ use super::host::{Scope, Why};
 use super::{Done, Keeper, REFRESH, reason};
 use crate::cluster::Cluster;
 use crate::daemon::request::{NodeFacts, Status};
-use crate::daemon::{act, with_primary};
+use crate::daemon::{act, crowd, with_primary};
 use crate::hostnet::Host;
 
 impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
@@ -33,6 +34,12 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                 Done::Facts(act::call(&shared, Operation::Facts, reply).await)
             });
         }
+        if self.timers.crowd.is_some_and(|due| due <= now) {
+            self.timers.crowd = None;
+            let shared = self.shared.clone();
+            self.work
+                .spawn(async move { Done::Crowd(crowd::ask(&shared).await) });
+        }
         if self.timers.refresh <= now && self.timers.refreshing == 0 {
             self.timers.refresh = now + REFRESH;
             self.timers.refreshing += 1;
@@ -46,6 +53,16 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                 self.install();
             }
         }
+    }
+
+    /// More nodes than it seemed put this one's turn off.
+    pub(super) fn take_crowd(&mut self, nodes: Option<u32>, now: Timestamp) {
+        let bucket = self.pool.bucket_mut();
+        if let Some(nodes) = nodes {
+            bucket.share(nodes, now);
+        }
+        let look = bucket.look_in(now);
+        self.timers.crowd = look.map(|pause| Instant::now() + pause);
     }
 
     pub(super) fn take_blocks(&mut self, blocks: Result<Vec<Ipv4Net>, CloudError>) {

@@ -122,7 +122,17 @@ def test_the_address_agent_may_do_what_its_modes_need_and_no_more():
         ("eniconfigs", "get"), ("eniconfigs", "list"), ("eniconfigs", "watch"),
         ("nodes", "get"), ("nodes", "list"), ("nodes", "watch"),
         ("leases", "get"), ("leases", "create"), ("leases", "update"), ("leases", "patch"),
+        ("daemonsets", "get"),
     }
+
+
+def test_the_daemon_set_that_the_address_agent_reads_is_its_own_and_no_other():
+    [found] = load("cni/base/daemonset.yaml")
+    [rule] = [rule for one in load("cni/base/rbac.yaml") if one["kind"] == "Role"
+              for rule in one["rules"] if rule["resources"] == ["daemonsets"]]
+    assert rule["resourceNames"] == [found["metadata"]["name"]]
+    source = (CHECKOUT / "ipamd/kube/src/crowd.rs").read_text()
+    assert f'DAEMON_SET: &str = "{found["metadata"]["name"]}"' in source
 
 
 def test_the_eniconfig_is_the_one_that_clusters_have():

@@ -30,8 +30,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const ADD_WAIT: Duration = Duration::from_secs(5);
 const LINK_WAIT: Duration = Duration::from_secs(15);
 const LINK_LOOK: Duration = Duration::from_millis(250);
-/// Between two looks at how many nodes are starting. The daemon does not look yet: it starts as if it were alone.
-const CROWD_LOOK: Duration = Duration::from_secs(10);
 /// Reading instance metadata, and what the host needs for an interface. Unverified; both are small.
 const METADATA: Duration = Duration::from_millis(30);
 const HOST: Duration = Duration::from_millis(20);
@@ -86,7 +84,8 @@ pub struct Selvage {
     survey: Timestamp,
     surveying: bool,
     tick: Option<Timestamp>,
-    crowd: Timestamp,
+    /// When to ask again how many nodes start.
+    crowd: Option<Timestamp>,
     busy: Timestamp,
 }
 
@@ -115,7 +114,7 @@ impl Agent for Selvage {
             survey: Timestamp::default(),
             surveying: false,
             tick: None,
-            crowd: Timestamp::default(),
+            crowd: None,
             busy: Timestamp::default(),
         }
     }
@@ -130,7 +129,8 @@ impl Agent for Selvage {
                 self.bucket.share(io.starting, io.now);
                 let pause = self.bucket.ready_in(Budget::Read, io.now);
                 if pause > Duration::ZERO {
-                    io.wake(io.now + pause.min(CROWD_LOOK), Event::Begin);
+                    let look = self.bucket.look_in(io.now).unwrap_or(pause);
+                    io.wake(io.now + pause.min(look), Event::Begin);
                     return;
                 }
                 self.bucket.take(Budget::Read, io.now);
@@ -229,6 +229,7 @@ impl Selvage {
         let facts: Vec<_> = views.iter().map(|v| convert::facts(v, io.ec2)).collect();
         pool.reconcile(&facts, io.now);
         *pool.bucket_mut() = self.bucket.clone();
+        self.crowd = pool.bucket().look_in(io.now).map(|pause| io.now + pause);
         self.pool = Some(pool);
         self.busy = io.now;
         self.survey = io.now + SURVEY;
@@ -284,11 +285,11 @@ impl Selvage {
 
     fn look_around(&mut self, io: &mut Io<'_, Event>) {
         if let Some(pool) = &mut self.pool
-            && !self.ready
-            && self.crowd <= io.now
+            && self.crowd.is_some_and(|due| due <= io.now)
         {
-            self.crowd = io.now + CROWD_LOOK;
-            pool.bucket_mut().share(io.starting, io.now);
+            let bucket = pool.bucket_mut();
+            bucket.share(io.starting, io.now);
+            self.crowd = bucket.look_in(io.now).map(|pause| io.now + pause);
         }
         if self.survey <= io.now && !self.surveying {
             self.surveying = true;
