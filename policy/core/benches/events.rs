@@ -7,6 +7,9 @@
 //! $ cargo bench -p selvage-policy-core --bench events -- large
 //! ```
 //!
+//! With `policies` or `storm` behind it: more rounds, and of nothing but policies, or of a hundred pods of
+//! other nodes at a time, for a profiler.
+//!
 //! With `many`: what one policy with very many rules, peers, exceptions or ranges costs, from its
 //! JSON to the plan; twice as many should cost twice as much.
 #![expect(
@@ -32,6 +35,10 @@ const LOCAL: u64 = 110;
 const NODE: &str = "n1";
 const ROUNDS: u64 = 40;
 const PEERS: u64 = 400;
+
+/// Events that share one question for members, as in a storm; and how many storms.
+const TOGETHER: u64 = 100;
+const STORMS: u64 = 20;
 
 /// SplitMix64.
 struct Seed(u64);
@@ -265,19 +272,41 @@ impl Node {
             }
             self.known = known;
         } else {
-            let changes = self.index.take_member_changes().expect("below the budget");
-            for (set, change) in &changes {
-                let mut sets = self
-                    .known
-                    .iter_mut()
-                    .filter_map(|known| known.sets.get_mut(set));
-                let Some(SetState::Known { members, .. }) = sets.next() else {
-                    unreachable!("compiled")
-                };
-                members.clone_from(&change.members);
-                written += change.add.len() + change.remove.len();
-            }
+            written += self.follow();
         }
+        self.note(what, started, written);
+    }
+
+    /// Takes in many events of pods of other nodes, and asks for members once.
+    fn take_together(&mut self, what: &'static str, events: Vec<Event>) {
+        let started = Instant::now();
+        for event in events {
+            assert!(!self.index.apply(event).recompile, "no chain is concerned");
+        }
+        let written = self.follow();
+        self.note(what, started, written);
+    }
+
+    /// Does what is done for members before the kernel is asked, and says how many are written.
+    fn follow(&mut self) -> usize {
+        let changes = self.index.take_member_changes().expect("below the budget");
+        for (set, change) in &changes {
+            let mut sets = self
+                .known
+                .iter_mut()
+                .filter_map(|known| known.sets.get_mut(set));
+            let Some(SetState::Known { members, .. }) = sets.next() else {
+                unreachable!("compiled")
+            };
+            members.clone_from(&change.members);
+        }
+        let changes = changes.values();
+        changes
+            .map(|change| change.add.len() + change.remove.len())
+            .sum()
+    }
+
+    fn note(&mut self, what: &'static str, started: Instant, written: usize) {
         self.figures
             .entry(what)
             .or_default()
@@ -357,7 +386,13 @@ fn main() {
         many();
         return;
     }
-    let large = std::env::args().any(|argument| argument == "large");
+    let is_asked = |word: &str| std::env::args().any(|argument| argument == word);
+    let large = is_asked("large");
+    let (rounds, peers, storms) = match (is_asked("policies"), is_asked("storm")) {
+        (true, _) => (5 * ROUNDS, 0, 0),
+        (false, true) => (0, 0, 10 * STORMS),
+        (false, false) => (ROUNDS, PEERS, STORMS),
+    };
     let (pods, policies) = if large {
         (100_000, 10_000)
     } else {
@@ -384,13 +419,18 @@ fn main() {
             .apply(Event::PolicyApplied(pool.share_policy(policy)));
     }
     let policies_in = resident();
-    for number in 0..pods {
-        let place = if number < LOCAL {
+    let place = |number: u64| {
+        if number < LOCAL {
             NODE.to_owned()
         } else {
             format!("node-{:03}", number % 90)
-        };
-        let Event::PodApplied(pod) = pod(&seed.pod(number, &place)) else {
+        }
+    };
+    // Where the seed stood before each pod: it can be made again.
+    let mut seeds = Vec::new();
+    for number in 0..pods {
+        seeds.push(seed.0);
+        let Event::PodApplied(pod) = pod(&seed.pod(number, &place(number))) else {
             unreachable!("made so")
         };
         node.index.apply(Event::PodApplied(pool.share(pod)));
@@ -413,7 +453,7 @@ fn main() {
         .sum();
     node.known = rulesets.map(as_observed).into();
     let compiled = resident();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         // A namespace that has local pods, as all of the first 110 have.
         let number = (7 * round) % LOCAL;
         let mut object = subjects[usize::try_from(number).expect("small")].clone();
@@ -431,15 +471,33 @@ fn main() {
             ..known.key
         };
         node.take("policy_deleted", Event::PolicyDeleted(key));
+        if peers == 0 {
+            continue;
+        }
         let object = seed.pod(pods + round, NODE);
         node.take("local_pod_came", pod(&object));
         node.take("local_pod_went", gone(&object));
         node.take("namespace_relabelled", team(number, (number + round) % 20));
     }
-    for round in 0..PEERS {
+    for round in 0..peers {
         let object = seed.pod(pods + 1000 + round, "node-001");
         node.take("peer_pod_came", pod(&object));
         node.take("peer_pod_went", gone(&object));
+    }
+    // Half of them go, and those that went in the storm before come back.
+    let mut back: Vec<Value> = Vec::new();
+    for _ in 0..storms {
+        let numbers = (0..TOGETHER / 2).map(|_| LOCAL + seed.below(pods - LOCAL));
+        let objects: Vec<Value> = numbers
+            .map(|number| {
+                let before = seeds[usize::try_from(number).expect("a pod")];
+                Seed(before).pod(number, &place(number))
+            })
+            .collect();
+        let goes = objects.iter().map(gone);
+        let events = goes.chain(back.iter().map(pod)).collect();
+        node.take_together("hundred_peer_pods", events);
+        back = objects;
     }
     let mut line = json!({
         "pods": pods, "policies": policies, "chains": chains, "rules": rules, "sets": sets, "members": members,
