@@ -184,7 +184,7 @@ impl Index {
     fn follow(&mut self) {
         let touched = std::mem::take(&mut self.touched);
         if !touched.is_empty() {
-            self.active.follow(&touched, &mut self.changes);
+            self.active.follow(touched, &mut self.changes);
             self.dirty |= self.active.is_over_budget();
         }
     }

@@ -11,7 +11,7 @@ use std::slice;
 use std::sync::Arc;
 
 /// 128 members of 8 to 24 bytes: what a write copies is a few hundred nanoseconds, and the list of
-/// chunks of a set of 100,000 is 6 kB.
+/// chunks of a set of 100,000 is 25 kB.
 const CHUNK_MAX: usize = 128;
 
 /// What chunks are filled to when a set is made whole: a member more does not split one at once.
@@ -25,8 +25,26 @@ const CHUNK_FILLED: usize = 96;
 /// *Cost*: a clone is a counter. A write copies one chunk, and the list of chunks when it is shared.
 #[derive(Clone)]
 pub struct Shared<T> {
-    chunks: Arc<Vec<Arc<Vec<T>>>>,
+    chunks: Arc<Vec<Chunk<T>>>,
     len: usize,
+}
+
+/// Some members in order.
+#[derive(Debug, Clone)]
+struct Chunk<T> {
+    /// The last of them stands here too: whoever looks for a chunk reads their list alone.
+    last: T,
+    members: Arc<[T]>,
+}
+
+impl<T: Copy> Chunk<T> {
+    /// So many members in chunks of a size.
+    fn all(members: &[T], size: usize) -> impl Iterator<Item = Self> {
+        members.chunks(size).map(|members| Self {
+            last: members[members.len() - 1],
+            members: members.into(),
+        })
+    }
 }
 
 /// The members in order.
@@ -36,11 +54,8 @@ pub struct Iter<'a, T> {
     left: usize,
 }
 
-type Flat<'a, T> = FlatMap<
-    slice::Iter<'a, Arc<Vec<T>>>,
-    slice::Iter<'a, T>,
-    fn(&Arc<Vec<T>>) -> slice::Iter<'_, T>,
->;
+type Flat<'a, T> =
+    FlatMap<slice::Iter<'a, Chunk<T>>, slice::Iter<'a, T>, fn(&Chunk<T>) -> slice::Iter<'_, T>>;
 
 impl<'a, T> Iterator for Iter<'a, T> {
     type Item = &'a T;
@@ -84,7 +99,7 @@ impl<T: Ord + Copy> Shared<T> {
     #[must_use]
     pub fn iter(&self) -> Iter<'_, T> {
         Iter {
-            chunks: self.chunks.iter().flat_map(|chunk| chunk.iter()),
+            chunks: self.chunks.iter().flat_map(|chunk| chunk.members.iter()),
             left: self.len,
         }
     }
@@ -94,61 +109,75 @@ impl<T: Ord + Copy> Shared<T> {
     pub fn contains(&self, member: &T) -> bool {
         self.chunks
             .get(self.chunk_of(member))
-            .is_some_and(|chunk| chunk.binary_search(member).is_ok())
+            .is_some_and(|chunk| chunk.members.binary_search(member).is_ok())
     }
 
     /// Adds a member; says whether it is new.
     pub fn insert(&mut self, member: T) -> bool {
-        let at = self.chunk_of(&member);
-        // Behind the last of all: into the last chunk.
-        let at = at.min(self.chunks.len().saturating_sub(1));
-        let Some(chunk) = self.chunks.get(at) else {
-            self.chunks = Arc::new(vec![Arc::new(vec![member])]);
-            self.len = 1;
-            return true;
-        };
-        let Err(place) = chunk.binary_search(&member) else {
-            return false;
-        };
-        let chunks = Arc::make_mut(&mut self.chunks);
-        let chunk = Arc::make_mut(&mut chunks[at]);
-        if chunk.len() == chunk.capacity() {
-            chunk.reserve_exact(8);
-        }
-        chunk.insert(place, member);
-        if chunk.len() > CHUNK_MAX {
-            let half = chunk.split_off(CHUNK_MAX / 2);
-            chunk.shrink_to_fit();
-            chunks.insert(at + 1, Arc::new(half));
-        }
-        self.len += 1;
-        true
+        let mut new = false;
+        self.change(&[(member, true)], |_, _| new = true);
+        new
     }
 
     /// Takes a member out; says whether it was there.
     pub fn remove(&mut self, member: &T) -> bool {
-        let at = self.chunk_of(member);
-        let Some(Ok(place)) = self.chunks.get(at).map(|chunk| chunk.binary_search(member)) else {
-            return false;
-        };
-        let chunks = Arc::make_mut(&mut self.chunks);
-        let chunk = Arc::make_mut(&mut chunks[at]);
-        chunk.remove(place);
-        let left = chunk.len();
-        let joined = |other: Option<&Arc<Vec<T>>>| {
-            other.is_some_and(|other| left + other.len() <= CHUNK_MAX / 2)
-        };
-        if left == 0 {
-            chunks.remove(at);
-        } else if joined(chunks.get(at + 1)) {
-            let next = chunks.remove(at + 1);
-            Arc::make_mut(&mut chunks[at]).extend_from_slice(&next);
-        } else if at > 0 && joined(chunks.get(at - 1)) {
-            let last = chunks.remove(at);
-            Arc::make_mut(&mut chunks[at - 1]).extend_from_slice(&last);
+        let mut was_there = false;
+        self.change(&[(*member, false)], |_, _| was_there = true);
+        was_there
+    }
+
+    /// Puts members in (`true`) and takes others out, and tells of those that were not in it, or
+    /// were.
+    ///
+    /// *Shape*: the changes are in order, each member once.
+    ///
+    /// *Cost*: a copy of each chunk that changes, and of their list when that is shared.
+    pub fn change(&mut self, mut changes: &[(T, bool)], mut tell: impl FnMut(T, bool)) {
+        let mut merged = Vec::new();
+        let mut at = 0;
+        while let [(first, _), ..] = changes {
+            at += self.chunks[at..].partition_point(|chunk| chunk.last < *first);
+            // Behind the last of all: into the last chunk.
+            at = at.min(self.chunks.len().saturating_sub(1));
+            let here = match self.chunks.get(at) {
+                Some(chunk) if at + 1 < self.chunks.len() => {
+                    changes.partition_point(|(member, _)| *member <= chunk.last)
+                }
+                Some(_) | None => changes.len(),
+            };
+            let (here, later) = changes.split_at(here);
+            changes = later;
+            merged.clear();
+            let chunk = self.chunks.get(at).map_or(&[][..], |chunk| &*chunk.members);
+            let before = chunk.len();
+            if merge(chunk, here, &mut merged, &mut tell) {
+                self.len = self.len - before + merged.len();
+                at = self.replace(at, &mut merged);
+            }
         }
-        self.len -= 1;
-        true
+    }
+
+    /// Puts members in the place of a chunk, joined with one beside it when both are small. Says
+    /// where they now begin.
+    fn replace(&mut self, at: usize, members: &mut Vec<T>) -> usize {
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let (mut first, mut next) = (at, chunks.len().min(at + 1));
+        let count = members.len();
+        let joins = |chunk: &&Chunk<T>| count + chunk.members.len() <= CHUNK_MAX / 2;
+        if let Some(chunk) = chunks.get(next).filter(joins) {
+            members.extend_from_slice(&chunk.members);
+            next += 1;
+        } else if let Some(chunk) = chunks[..first].last().filter(joins) {
+            members.splice(0..0, chunk.members.iter().copied());
+            first -= 1;
+        }
+        let size = if members.len() > CHUNK_MAX {
+            CHUNK_FILLED
+        } else {
+            CHUNK_MAX
+        };
+        chunks.splice(first..next, Chunk::all(members, size));
+        first
     }
 
     /// What this one has and the other has not, and the other way round; each in order.
@@ -193,23 +222,50 @@ impl<T: Ord + Copy> Shared<T> {
 
     /// The first chunk whose last member is not before this one: where it is, if it is anywhere.
     fn chunk_of(&self, member: &T) -> usize {
-        self.chunks
-            .partition_point(|chunk| chunk.last().is_some_and(|last| last < member))
+        self.chunks.partition_point(|chunk| chunk.last < *member)
     }
 
     /// Of members in order, each once.
     fn of_sorted(members: &[T]) -> Self {
-        let chunks = members.chunks(CHUNK_FILLED);
         Self {
-            chunks: Arc::new(chunks.map(|chunk| Arc::new(chunk.to_vec())).collect()),
+            chunks: Arc::new(Chunk::all(members, CHUNK_FILLED).collect()),
             len: members.len(),
         }
     }
 }
 
+/// Writes what is left of members after changes, and tells of those changes that are some; says
+/// whether any is.
+fn merge<T: Ord + Copy>(
+    mut members: &[T],
+    changes: &[(T, bool)],
+    merged: &mut Vec<T>,
+    tell: &mut impl FnMut(T, bool),
+) -> bool {
+    let mut changed = false;
+    for (member, goes_in) in changes {
+        let before = members.partition_point(|other| other < member);
+        merged.extend_from_slice(&members[..before]);
+        members = &members[before..];
+        let is_in = members.first() == Some(member);
+        if is_in {
+            members = &members[1..];
+        }
+        if *goes_in {
+            merged.push(*member);
+        }
+        if is_in != *goes_in {
+            tell(*member, *goes_in);
+            changed = true;
+        }
+    }
+    merged.extend_from_slice(members);
+    changed
+}
+
 /// A place in a set.
 struct Cursor<'a, T> {
-    chunks: &'a [Arc<Vec<T>>],
+    chunks: &'a [Chunk<T>],
     place: usize,
 }
 
@@ -222,7 +278,7 @@ impl<'a, T: Copy> Cursor<'a, T> {
     }
 
     fn get(&self) -> Option<T> {
-        Some(self.chunks.first()?[self.place])
+        Some(self.chunks.first()?.members[self.place])
     }
 
     fn step(&mut self) {
@@ -230,7 +286,7 @@ impl<'a, T: Copy> Cursor<'a, T> {
         if self
             .chunks
             .first()
-            .is_some_and(|chunk| self.place == chunk.len())
+            .is_some_and(|chunk| self.place == chunk.members.len())
         {
             self.chunks = &self.chunks[1..];
             self.place = 0;
@@ -241,7 +297,7 @@ impl<'a, T: Copy> Cursor<'a, T> {
     fn skip_shared(&mut self, other: &mut Self) {
         while let (0, 0, [own, rest @ ..], [their, others @ ..]) =
             (self.place, other.place, self.chunks, other.chunks)
-            && Arc::ptr_eq(own, their)
+            && Arc::ptr_eq(&own.members, &their.members)
         {
             self.chunks = rest;
             other.chunks = others;
@@ -302,6 +358,8 @@ impl<'a, T: Ord + Copy> IntoIterator for &'a Shared<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -320,6 +378,26 @@ mod tests {
         }
     }
 
+    /// The same, all at once.
+    fn change_at_once(
+        set: &mut Shared<u16>,
+        model: &mut BTreeSet<u16>,
+        changes: &BTreeMap<u16, bool>,
+    ) {
+        let mut told = Vec::new();
+        let all: Vec<(u16, bool)> = changes.iter().map(|(number, it)| (*number, *it)).collect();
+        set.change(&all, |number, goes_in| told.push((number, goes_in)));
+        let mut want = all;
+        want.retain(|(number, goes_in)| {
+            if *goes_in {
+                model.insert(*number)
+            } else {
+                model.remove(number)
+            }
+        });
+        assert_eq!(told, want);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -328,17 +406,27 @@ mod tests {
             first in prop::collection::btree_set(0..900_u16, 0..900),
             before in changes(),
             after in changes(),
+            at_once in prop::collection::vec(
+                prop::collection::btree_map(0..900_u16, any::<bool>(), 0..900), 0..4,
+            ),
         ) {
             let mut model = first.clone();
             let mut set: Shared<u16> = first.iter().copied().collect();
             change(&mut set, &mut model, &before);
             let (old, old_model) = (set.clone(), model.clone());
             change(&mut set, &mut model, &after);
+            for changes in &at_once {
+                change_at_once(&mut set, &mut model, changes);
+            }
             for (set, model) in [(&set, &model), (&old, &old_model)] {
                 prop_assert!(set.iter().eq(model));
                 prop_assert_eq!(set.len(), model.len());
                 prop_assert!((0..900).all(|number| set.contains(&number) == model.contains(&number)));
-                prop_assert!(set.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.len())));
+                let is_well_formed = set.chunks.iter().all(|chunk| {
+                    (1..=CHUNK_MAX).contains(&chunk.members.len())
+                        && chunk.members.last() == Some(&chunk.last)
+                });
+                prop_assert!(is_well_formed);
             }
             let (added, gone) = set.difference(&old);
             prop_assert!(added.iter().eq(model.difference(&old_model)));
@@ -353,10 +441,10 @@ mod tests {
         let mut new = old.clone();
         new.insert(7_777);
         new.remove(&7_776);
-        let chunks = new
-            .chunks
-            .iter()
-            .filter(|chunk| !old.chunks.iter().any(|old| Arc::ptr_eq(old, chunk)));
+        let chunks = new.chunks.iter().filter(|chunk| {
+            let mut olds = old.chunks.iter();
+            !olds.any(|old| Arc::ptr_eq(&old.members, &chunk.members))
+        });
         assert_eq!(chunks.count(), 1);
     }
 }

@@ -23,9 +23,14 @@ pub(crate) struct Source {
 pub(crate) type Element = (IpAddr, Stamp);
 
 impl Source {
-    /// What a pod gives. A namespace that isn't known yet has no labels to select it by, not even
-    /// by the empty selector.
-    pub(super) fn elements(&self, placed: &Placed<'_>, namespace: Option<&Labels>) -> Vec<Element> {
+    /// Adds what a pod gives. A namespace that isn't known yet has no labels to select it by, not
+    /// even by the empty selector.
+    pub(super) fn elements(
+        &self,
+        placed: &Placed<'_>,
+        namespace: Option<&Labels>,
+        elements: &mut Vec<Element>,
+    ) {
         let pod = placed.pod;
         let namespace_selected = match &self.selector.namespaces {
             Namespaces::Named(name) => pod.key.namespace == *name,
@@ -36,17 +41,15 @@ impl Source {
         let selected =
             namespace_selected && pod.is_selectable() && self.selector.pods.matches(&pod.labels);
         if !selected {
-            return Vec::new();
+            return;
         }
         let addresses = placed.addresses.iter();
         match &self.port {
-            None => addresses.map(|address| (address, None)).collect(),
-            Some(named) => addresses
-                .flat_map(|address| {
-                    pod.numbers(named)
-                        .map(move |number| (address, Some((named.protocol, number.get()))))
-                })
-                .collect(),
+            None => elements.extend(addresses.map(|address| (address, None))),
+            Some(named) => elements.extend(addresses.flat_map(|address| {
+                pod.numbers(named)
+                    .map(move |number| (address, Some((named.protocol, number.get()))))
+            })),
         }
     }
 }
@@ -69,10 +72,9 @@ pub(crate) struct Members {
 }
 
 impl Members {
-    /// The elements, in order.
-    pub(crate) fn elements(&self) -> impl Iterator<Item = Element> {
-        let elements = self.elements.iter();
-        elements.map(|member| (member.net.addr(), member.port))
+    /// The elements as members, in order.
+    pub(super) fn set(&self) -> &MemberSet {
+        &self.elements
     }
 
     /// How many elements of these families there are.
@@ -126,26 +128,44 @@ impl FromIterator<Element> for Members {
 
 /// Which elements of which sources events touched.
 #[derive(Debug, Default)]
-pub(super) struct Touched(BTreeSet<(usize, Element)>);
+pub(super) struct Touched {
+    all: Vec<(usize, Element)>,
+    /// How many were left when they were last sorted.
+    sorted: usize,
+}
+
+/// Sorting fewer isn't worth it.
+const SORT_MIN: usize = 1024;
 
 impl Touched {
     /// Notes an element of a source.
     pub(super) fn note(&mut self, source: usize, element: Element) {
-        self.0.insert((source, element));
+        self.all.push((source, element));
     }
 
-    /// Adds what else was touched.
+    /// Adds what else was touched. Of equals one is kept: while nobody asks, the same pods may come
+    /// and go for long.
     pub(super) fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+        self.all.extend(other.all);
+        if self.all.len() > SORT_MIN.max(2 * self.sorted) {
+            self.sort();
+        }
     }
 
     /// Whether nothing was.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
-    /// Everything that was touched.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, Element)> {
-        self.0.iter().copied()
+    /// Everything that was touched, once.
+    pub(super) fn into_sorted(mut self) -> Vec<(usize, Element)> {
+        self.sort();
+        self.all
+    }
+
+    fn sort(&mut self) {
+        self.all.sort_unstable();
+        self.all.dedup();
+        self.sorted = self.all.len();
     }
 }

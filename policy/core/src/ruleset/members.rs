@@ -27,24 +27,25 @@ struct Packed(u64);
 
 impl Packed {
     fn new(net: Ipv4Net, port: Option<(Protocol, u16)>) -> Self {
+        let [a, b, c, d] = net.addr().octets();
+        let without = Self(u64::from_be_bytes([a, b, c, d, net.prefix_len(), 0, 0, 0]));
+        without.carrying(port)
+    }
+
+    /// The same with a port, where it has none.
+    fn carrying(self, port: Option<(Protocol, u16)>) -> Self {
         let (protocol, port) = match port {
             None => (0, 0),
             Some((Protocol::Tcp, port)) => (1, port),
             Some((Protocol::Udp, port)) => (2, port),
             Some((Protocol::Sctp, port)) => (3, port),
         };
-        let [a, b, c, d] = net.addr().octets();
         let [high, low] = port.to_be_bytes();
-        Self(u64::from_be_bytes([
-            a,
-            b,
-            c,
-            d,
-            net.prefix_len(),
-            protocol,
-            high,
-            low,
-        ]))
+        if self.0.trailing_zeros() >= 24 {
+            Self(self.0 | u64::from_be_bytes([0, 0, 0, 0, 0, protocol, high, low]))
+        } else {
+            self
+        }
     }
 
     fn member(self) -> Member {
@@ -162,6 +163,47 @@ impl MemberSet {
         }
     }
 
+    /// Puts members in (`true`) and takes others out, and tells of those that were not in it, or
+    /// were.
+    ///
+    /// *Shape*: the changes are in order, each member once.
+    ///
+    /// *Cost*: as [`Shared::change`].
+    pub fn change(&mut self, changes: &[(Member, bool)], mut tell: impl FnMut(Member, bool)) {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (member, goes_in) in changes {
+            match Held::from(*member) {
+                Held::V4(packed) => v4.push((packed, *goes_in)),
+                Held::V6(member) => v6.push((member, *goes_in)),
+            }
+        }
+        self.v4
+            .change(&v4, |packed, goes_in| tell(packed.member(), goes_in));
+        self.v6.change(&v6, tell);
+    }
+
+    /// All members of a family of several sets together. Those without a port carry in here what
+    /// stands beside their set.
+    pub(crate) fn union<'a>(
+        family: Family,
+        sets: impl Iterator<Item = (&'a Self, Option<(Protocol, u16)>)>,
+    ) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (set, port) in sets {
+            match family {
+                Family::V4 => v4.extend(set.v4.iter().map(|packed| packed.carrying(port))),
+                Family::V6 => v6.extend(set.v6.iter().map(|member| Member {
+                    port: member.port.or(port),
+                    ..*member
+                })),
+            }
+        }
+        Self {
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
+
     /// What this one has and the other has not, and the other way round; each in order.
     ///
     /// *Cost*: linear in what they do not share.
@@ -200,9 +242,10 @@ impl<const N: usize> From<[Member; N]> for MemberSet {
 
 impl Extend<Member> for MemberSet {
     fn extend<I: IntoIterator<Item = Member>>(&mut self, members: I) {
-        for member in members {
-            self.insert(member);
-        }
+        let mut members: Vec<(Member, bool)> = members.into_iter().map(|it| (it, true)).collect();
+        members.sort_unstable();
+        members.dedup();
+        self.change(&members, |_, _| ());
     }
 }
 
@@ -252,6 +295,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn sets_together_hold_the_members_of_all_with_the_ports_beside_them(
+            one in prop::collection::btree_set(member(), 0..40),
+            other in prop::collection::btree_set(member(), 0..40),
+            number in any::<u16>(),
+        ) {
+            let port = Some((Protocol::Udp, number));
+            let sets: [MemberSet; 2] = [&one, &other].map(|set| set.iter().copied().collect());
+            for family in [Family::V4, Family::V6] {
+                let other = other.iter().map(|member| Member {
+                    port: member.port.or(port),
+                    ..*member
+                });
+                let of_family = |member: &Member| Family::of(&member.net) == family;
+                let want: BTreeSet<Member> = one.iter().copied().chain(other).filter(of_family).collect();
+                let parts = [(&sets[0], None), (&sets[1], port)];
+                prop_assert_eq!(&MemberSet::union(family, parts.into_iter()), &want);
+            }
+        }
+
         #[test]
         fn members_are_held_as_they_came_and_in_their_order(
             one in prop::collection::btree_set(member(), 0..40),

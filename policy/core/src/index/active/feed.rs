@@ -54,6 +54,14 @@ impl Feeds {
         all.filter_map(|(number, feed)| Some((number, &**feed.as_ref()?)))
     }
 
+    /// The same, in order of the names that their sets have in a family.
+    pub(super) fn in_order(&self, family: Family) -> impl Iterator<Item = (usize, &Feed)> {
+        self.by_set.iter().filter_map(move |(name, number)| {
+            let feed = self.get(*number)?;
+            (feed.name(family) == name).then_some((*number, &**feed))
+        })
+    }
+
     /// The number of what fills a set.
     pub(super) fn number(&self, set: &SetName) -> Option<usize> {
         self.by_set.get(set).copied()

@@ -37,9 +37,9 @@ impl Filled {
 }
 
 impl Active {
-    /// The sets, whole; one without members is there too, if it can have any.
+    /// The sets, whole and in order; one without members is there too, if it can have any.
     pub(in crate::index) fn sets(&self, family: Family) -> impl Iterator<Item = (SetName, Set)> {
-        let feeds = self.feeds.iter();
+        let feeds = self.feeds.in_order(family);
         let feeds = feeds.filter(move |(_, feed)| !self.is_void(feed.contents(), family));
         feeds.map(move |(number, feed)| {
             let set = Set {
@@ -58,15 +58,12 @@ impl Active {
             };
             self.held -= self.filled[*number].len();
             for family in &self.families {
-                let pods = feed.parts().flat_map(|(stamp, source)| {
-                    let counted = self.sources.get(source);
-                    let elements = counted.members.elements();
-                    elements
-                        .filter(|(address, _)| Family::of_address(*address) == *family)
-                        .map(move |element| counted.member(element, stamp))
-                });
-                let members = feed.contents().block_members(*family).chain(pods).collect();
-                *self.filled[*number].of_mut(*family) = members;
+                let blocks: MemberSet = feed.contents().block_members(*family).collect();
+                let pods = feed
+                    .parts()
+                    .map(|(stamp, source)| (self.sources.get(source).members.set(), stamp));
+                let all = [(&blocks, None)].into_iter().chain(pods);
+                *self.filled[*number].of_mut(*family) = MemberSet::union(*family, all);
             }
             self.held += self.filled[*number].len();
         }
@@ -84,54 +81,55 @@ impl Active {
 
     /// Brings the sets up to date with what events did to the sources, and notes what that changed:
     /// a member goes in with the first part of a set that has it, and out with the last.
-    pub(in crate::index) fn follow(&mut self, touched: &Touched, changes: &mut MemberChanges) {
-        let mut concerned: Vec<Concerned> = Vec::new();
-        for (source, element) in touched.iter() {
+    pub(in crate::index) fn follow(&mut self, touched: Touched, changes: &mut MemberChanges) {
+        // By feed: members that may have come or gone, and whether every source has to be asked, since
+        // the one that was touched has it no more.
+        let mut concerned: Vec<Vec<(Member, bool)>> = vec![Vec::new(); self.filled.len()];
+        for (source, element) in touched.into_sorted() {
             if !self.families.contains(&Family::of_address(element.0)) {
                 continue;
             }
             let counted = self.sources.get(source);
             let asked = !counted.members.contains(element);
-            concerned.extend(counted.feeds.iter().map(|(feed, stamp)| Concerned {
-                feed: *feed,
-                member: counted.member(element, *stamp),
-                asked,
-            }));
+            for (feed, stamp) in &counted.feeds {
+                concerned[*feed].push((counted.member(element, *stamp), asked));
+            }
         }
-        // Of equals that comes first of which it is known that a source has it.
-        concerned.sort_unstable();
-        concerned.dedup_by_key(|it| (it.feed, it.member));
-        let set = |one: &Concerned| (one.feed, Family::of(&one.member.net));
-        for group in concerned.chunk_by(|one, other| set(one) == set(other)) {
-            let (number, family) = set(&group[0]);
-            let Some(feed) = self.feeds.get(number) else {
+        for (number, mut members) in concerned.into_iter().enumerate() {
+            let Some(feed) = self.feeds.get(number).filter(|_| !members.is_empty()) else {
                 continue;
             };
+            // Of equals that comes first of which it is known that a source has it.
+            members.sort_unstable();
+            members.dedup_by_key(|(member, _)| *member);
             let has = |source: usize, element| self.sources.get(source).members.contains(element);
-            let members = self.filled[number].of_mut(family);
-            let (mut add, mut remove) = (Vec::new(), Vec::new());
-            for Concerned { member, asked, .. } in group {
-                if !asked || feed.holds(member, has) {
-                    if members.insert(*member) {
-                        add.push(*member);
-                    }
-                } else if members.remove(member) {
-                    remove.push(*member);
+            let members: Vec<(Member, bool)> = members
+                .into_iter()
+                .map(|(member, asked)| (member, !asked || feed.holds(&member, has)))
+                .collect();
+            let family = |(member, _): &(Member, bool)| Family::of(&member.net);
+            for members in members.chunk_by(|one, other| family(one) == family(other)) {
+                let family = family(&members[0]);
+                let (mut add, mut remove) = (Vec::new(), Vec::new());
+                let set = self.filled[number].of_mut(family);
+                set.change(members, |member, goes_in| {
+                    let changed = if goes_in { &mut add } else { &mut remove };
+                    changed.push(member);
+                });
+                self.held = self.held + add.len() - remove.len();
+                if add.is_empty() && remove.is_empty() {
+                    continue;
                 }
-            }
-            self.held = self.held + add.len() - remove.len();
-            if add.is_empty() && remove.is_empty() {
-                continue;
-            }
-            match changes.get_mut(feed.name(family)) {
-                Some(change) => change.then(add, remove),
-                None => {
-                    let change = MemberChange {
-                        add: add.into_iter().collect(),
-                        remove: remove.into_iter().collect(),
-                        ..MemberChange::default()
-                    };
-                    changes.insert(feed.name(family).clone(), change);
+                match changes.get_mut(feed.name(family)) {
+                    Some(change) => change.then(add, remove),
+                    None => {
+                        let change = MemberChange {
+                            add: add.into_iter().collect(),
+                            remove: remove.into_iter().collect(),
+                            ..MemberChange::default()
+                        };
+                        changes.insert(feed.name(family).clone(), change);
+                    }
                 }
             }
         }
@@ -149,13 +147,4 @@ impl Active {
             !(change.add.is_empty() && change.remove.is_empty())
         });
     }
-}
-
-/// A member of a feed's set that may have come or gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Concerned {
-    feed: usize,
-    member: Member,
-    /// Whether every source of the feed has to be asked: the one that was touched has it no more.
-    asked: bool,
 }

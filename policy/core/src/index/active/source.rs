@@ -9,7 +9,7 @@ use crate::index::candidates::Candidates;
 use crate::index::members::{Element, Members, Source, Touched};
 use crate::index::places::Placed;
 use crate::model::{Labels, NamespaceName, Namespaces};
-use crate::ruleset::Member;
+use crate::ruleset::{Family, Member};
 
 /// A pod where it is, under its namespace's labels; `None`: the namespace isn't known.
 pub(in crate::index) type State<'a> = (&'a Placed<'a>, Option<&'a Labels>);
@@ -49,10 +49,10 @@ impl Counted {
         }
     }
 
-    fn elements(&self, state: Option<State<'_>>) -> Vec<Element> {
-        match (state, &self.source) {
-            (Some((placed, namespace)), Some(source)) => source.elements(placed, namespace),
-            (None, _) | (_, None) => Vec::new(),
+    /// Adds what a pod gives.
+    fn elements(&self, state: Option<State<'_>>, elements: &mut Vec<Element>) {
+        if let (Some((placed, namespace)), Some(source)) = (state, &self.source) {
+            source.elements(placed, namespace, elements);
         }
     }
 }
@@ -69,6 +69,12 @@ impl Sources {
     /// The number of a source that is in use.
     pub(super) fn number(&self, source: &Source) -> Option<usize> {
         self.by_source.get(source).copied()
+    }
+
+    /// How many members of these families each has, by number.
+    pub(super) fn sizes(&self, families: &BTreeSet<Family>) -> Vec<usize> {
+        let members = self.members();
+        members.map(|members| members.len_of(families)).collect()
     }
 
     /// By number; of a free one, nothing.
@@ -132,7 +138,7 @@ impl Sources {
                 }
             }
         }
-        let mut found: BTreeMap<usize, Vec<Element>> = BTreeMap::new();
+        let mut found: Vec<Vec<Element>> = vec![Vec::new(); self.all.len()];
         let mut numbers = Vec::new();
         for name in namespaces {
             let labels = world.namespaces.get(name);
@@ -144,13 +150,14 @@ impl Sources {
                 }
                 let placed = world.places.place(pod);
                 for number in &numbers {
-                    let elements = self.all[*number].elements(Some((&placed, labels)));
-                    found.entry(*number).or_default().extend(elements);
+                    let found = &mut found[*number];
+                    self.all[*number].elements(Some((&placed, labels)), found);
                 }
             }
         }
-        for (number, elements) in found {
-            self.all[number].members = Arc::new(elements.into_iter().collect());
+        for number in new {
+            let elements = std::mem::take(&mut found[*number]);
+            self.all[*number].members = Arc::new(elements.into_iter().collect());
         }
     }
 
@@ -168,9 +175,13 @@ impl Sources {
         }
         numbers.sort_unstable();
         numbers.dedup();
+        let (mut old, mut new) = (Vec::new(), Vec::new());
         for number in numbers {
             let counted = &mut self.all[number];
-            let (old, new) = (counted.elements(before), counted.elements(after));
+            old.clear();
+            new.clear();
+            counted.elements(before, &mut old);
+            counted.elements(after, &mut new);
             if old == new {
                 continue;
             }
