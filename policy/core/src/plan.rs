@@ -15,6 +15,7 @@
 //! the new state allow is allowed. Every step is idempotent against a fresh observation, so a
 //! crash between any two is mended by the next plan.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::observe::{Observed, SetState};
@@ -98,11 +99,16 @@ pub fn plan(want: &Ruleset, have: &Observed) -> Plan {
         destroy: BTreeSet::new(),
     };
     plan_sets(want, have, &mut plan);
-    for (name, chain) in &want.chains {
+    for (name, chain, found) in side_by_side(&want.chains, &have.chains) {
+        let Some(chain) = chain else {
+            plan.delete.insert(name.clone());
+            continue;
+        };
         // A rule names a set once and keeps it by index: what is created now is another set.
-        let right = have.chains.get(name).is_some_and(|found| {
-            found.marker.as_ref() == Some(&chain.marker()) && found.rules == chain.rules_in_kernel()
-        }) && !chain.sets().any(|set| plan.create.contains_key(set));
+        let right = found.is_some_and(|found| {
+            found.marker == Some(chain.marker()) && found.rules == chain.rules_in_kernel()
+        }) && (plan.create.is_empty()
+            || !chain.sets().any(|set| plan.create.contains_key(set)));
         if !right {
             plan.write.insert(name.clone(), chain.clone());
         }
@@ -119,22 +125,16 @@ pub fn plan(want: &Ruleset, have: &Observed) -> Plan {
             plan.unhook.push(hook);
         }
     }
-    plan.delete = have
-        .chains
-        .keys()
-        .filter(|name| !want.chains.contains_key(name))
-        .cloned()
-        .collect();
     plan
 }
 
 fn plan_sets(want: &Ruleset, have: &Observed, plan: &mut Plan) {
-    for (name, set) in &want.sets {
-        match have.sets.get(name) {
+    for (name, set, found) in side_by_side(&want.sets, &have.sets) {
+        match (set, found) {
             // Its members come and go without us.
-            Some(SetState::Known { kind, .. })
+            (Some(set), Some(SetState::Known { kind, .. }))
                 if *kind == set.kind && set.kind == SetKind::Guard => {}
-            Some(SetState::Known { kind, members }) if *kind == set.kind => {
+            (Some(set), Some(SetState::Known { kind, members })) if *kind == set.kind => {
                 let (add, remove) = set.members.difference(members);
                 if !add.is_empty() {
                     plan.add.insert(name.clone(), add.into_iter().collect());
@@ -144,19 +144,39 @@ fn plan_sets(want: &Ruleset, have: &Observed, plan: &mut Plan) {
                         .insert(name.clone(), remove.into_iter().collect());
                 }
             }
-            Some(SetState::Known { .. } | SetState::Foreign) => {
+            (Some(set), Some(SetState::Known { .. } | SetState::Foreign)) => {
                 plan.clear.insert(name.clone());
                 plan.create.insert(name.clone(), set.clone());
             }
-            None => {
+            (Some(set), None) => {
                 plan.create.insert(name.clone(), set.clone());
+            }
+            (None, _) => {
+                plan.destroy.insert(name.clone());
             }
         }
     }
-    plan.destroy = have
-        .sets
-        .keys()
-        .filter(|name| !want.sets.contains_key(name))
-        .cloned()
-        .collect();
+}
+
+/// All keys of both, in order, each with what is under it in one and in the other.
+fn side_by_side<'a, K: Ord, A, B>(
+    one: &'a BTreeMap<K, A>,
+    other: &'a BTreeMap<K, B>,
+) -> impl Iterator<Item = (&'a K, Option<&'a A>, Option<&'a B>)> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (one.peek(), other.peek()) {
+            (Some((key, _)), Some((another, _))) => key.cmp(another),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        match order {
+            Ordering::Less => one.next().map(|(key, value)| (key, Some(value), None)),
+            Ordering::Greater => other.next().map(|(key, value)| (key, None, Some(value))),
+            Ordering::Equal => {
+                let ((key, value), (_, another)) = (one.next()?, other.next()?);
+                Some((key, Some(value), Some(another)))
+            }
+        }
+    })
 }

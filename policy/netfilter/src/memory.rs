@@ -99,7 +99,7 @@ impl Memory {
             let mut state = chain.state.clone();
             let known = match self.chains.remove(name) {
                 None if earlier(name, chain.fingerprint) => {
-                    Known::Is(chain.fingerprint, state.marker.clone())
+                    Known::Is(chain.fingerprint, state.marker)
                 }
                 None => Known::Doubtful {
                     read: None,

@@ -18,8 +18,8 @@ const HASH_BYTES: usize = 8;
 ///
 /// It stands in a comment on an unreachable rule at the end of the chain: one comment a chain and
 /// none on a packet's way, since comments double the size of a table and cost 25 ns each.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Marker(String);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Marker(u64);
 
 impl Marker {
     pub(super) fn of(chain: &Chain) -> Self {
@@ -28,7 +28,9 @@ impl Marker {
             hasher.update(rule_text(rule));
             hasher.update("\n");
         }
-        Self(hex(&hasher.finalize()[..HASH_BYTES]))
+        let mut first = [0; HASH_BYTES];
+        first.copy_from_slice(&hasher.finalize()[..HASH_BYTES]);
+        Self(u64::from_be_bytes(first))
     }
 
     /// Reads the comment of a rule; `None` when it is no marker of ours.
@@ -39,14 +41,15 @@ impl Marker {
             && hash
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        well_formed.then(|| Self(hash.to_owned()))
+        let number = u64::from_str_radix(hash, 16).ok();
+        number.filter(|_| well_formed).map(Self)
     }
 }
 
 impl fmt::Display for Marker {
     /// The comment's text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{COMMENT_PREFIX}{}", self.0)
+        write!(f, "{COMMENT_PREFIX}{:016x}", self.0)
     }
 }
 

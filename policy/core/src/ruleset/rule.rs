@@ -280,7 +280,7 @@ impl Chain {
     /// The hash of the content, as the kernel keeps it in the chain's unreachable last rule.
     #[must_use]
     pub fn marker(&self) -> Marker {
-        self.0.marker.get_or_init(|| Marker::of(self)).clone()
+        *self.0.marker.get_or_init(|| Marker::of(self))
     }
 
     /// How many rules the kernel holds for it: the marker is one more.
