@@ -25,11 +25,11 @@ pub mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::index::Index;
+use crate::index::{Entries, Index, Veths};
 use crate::model::Direction;
 use crate::ruleset::{
-    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Interface, Match, MemberSet,
-    Rule, Ruleset, Set, SetKind, VethPrefix, guard_set,
+    Action, BaseChain, Chain, ChainName, Family, FlowState, Hook, Match, MemberSet, Rule, Ruleset,
+    Set, SetKind, VethPrefix, guard_set,
 };
 use dispatch::{Leaf, Leaves, Tree};
 use drops::DropReason;
@@ -74,9 +74,9 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
     if settings.source_check {
         source::grow(&veths, family, settings.deny_log, &mut chains);
     }
-    let profile_chains = index
-        .entries()
-        .map(|(profile, chain)| (profile, chain.clone()))
+    let pods = index.veths().iter();
+    let pods: Vec<(&Veths, &Entries)> = pods
+        .filter_map(|(pod, veths)| Some((veths, index.entries().get(pod)?)))
         .collect();
     let guards = guard::rules(family, settings);
     let mut forward = vec![
@@ -94,7 +94,7 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
         },
     ];
     for tree in [Tree::From, Tree::To] {
-        let leaves = leaves(index, tree, &profile_chains, false);
+        let leaves = leaves(&pods, tree);
         let stranger = DropReason::UnknownInterface.action(settings.deny_log);
         dispatch::grow(
             tree,
@@ -106,7 +106,7 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
         );
     }
     for tree in [Tree::BranchFrom, Tree::BranchTo] {
-        let leaves = leaves(index, tree, &profile_chains, true);
+        let leaves = leaves(&pods, tree);
         if leaves.is_empty() {
             continue;
         }
@@ -131,39 +131,30 @@ fn frame(index: &Index, family: Family) -> BTreeMap<ChainName, Chain> {
 }
 
 /// The interfaces of a tree, and what is to be asked about each.
-fn leaves(
-    index: &Index,
-    tree: Tree,
-    chains: &BTreeMap<&crate::index::Profile, ChainName>,
-    branch: bool,
-) -> Leaves {
-    let direction = match tree {
-        Tree::From | Tree::BranchFrom => Direction::Egress,
-        Tree::To | Tree::BranchTo => Direction::Ingress,
+fn leaves<'a>(pods: &[(&'a Veths, &'a Entries)], tree: Tree) -> Leaves<'a> {
+    let (direction, is_branch) = match tree {
+        Tree::From => (Direction::Egress, false),
+        Tree::To => (Direction::Ingress, false),
+        Tree::BranchFrom => (Direction::Egress, true),
+        Tree::BranchTo => (Direction::Ingress, true),
     };
     let mut leaves = Leaves::new();
-    for (pod, isolation) in index.isolation() {
-        let Some(veths) = index.veths().get(pod) else {
-            continue;
-        };
-        let leaf = match isolation
-            .profile(direction)
-            .and_then(|profile| chains.get(profile))
-        {
-            Some(chain) => Leaf::Judged(chain.clone()),
+    for (veths, entries) in pods {
+        let leaf = match entries.chain(direction) {
+            Some(chain) => Leaf::Judged(chain),
             None => Leaf::Open,
         };
-        let interfaces: Vec<&Interface> = if branch {
-            veths.branch.iter().collect()
+        let (main, cards) = if is_branch {
+            (veths.branch.as_ref(), &[][..])
         } else {
-            [&veths.main].into_iter().chain(&veths.cards).collect()
+            (Some(&veths.main), veths.cards.as_slice())
         };
-        for interface in interfaces {
+        for interface in main.into_iter().chain(cards) {
             // Two pods whose names have the same hash: nobody can tell whose packets these are.
             leaves
-                .entry(interface.clone())
+                .entry(interface)
                 .and_modify(|leaf| *leaf = Leaf::Closed)
-                .or_insert_with(|| leaf.clone());
+                .or_insert(leaf);
         }
     }
     leaves

@@ -30,8 +30,8 @@ pub use local::{LocalPod, Unenforced};
 
 use crate::model::{Direction, Labels, NamespaceName, Pod, PodKey, Policy, PolicyKey};
 use crate::ruleset::{Chain, ChainName, Family, Interface};
-pub(crate) use active::Feeds;
 use active::{Active, Stale, World};
+pub(crate) use active::{Entries, Feeds};
 use census::Census;
 pub(crate) use members::Members;
 use members::Touched;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::fold::Stamp;
-use crate::index::{Feeds, Index, Members, Profile};
+use crate::index::{Entries, Feeds, Index, Members};
 use crate::model::{Direction, PodKey};
 use crate::ruleset::{Chain, ChainName, Family, Protocol, SetName};
 use crate::walk::{Ground, Packet, Walked, walk};
@@ -76,17 +76,7 @@ pub struct Judge {
 #[derive(Debug, Clone)]
 struct LocalEnd {
     pod: PodKey,
-    ingress: Option<ChainName>,
-    egress: Option<ChainName>,
-}
-
-impl LocalEnd {
-    fn chain(&self, direction: Direction) -> Option<&ChainName> {
-        match direction {
-            Direction::Ingress => self.ingress.as_ref(),
-            Direction::Egress => self.egress.as_ref(),
-        }
-    }
+    entries: Entries,
 }
 
 impl Index {
@@ -102,17 +92,10 @@ impl Index {
             (*family, chains.collect())
         });
         let chains: BTreeMap<Family, BTreeMap<ChainName, Chain>> = chains.collect();
-        let names: BTreeMap<&Profile, &ChainName> = self.entries().collect();
         let end = |pod: &PodKey| {
-            let isolation = self.isolation().get(pod)?;
-            let chain = |direction| {
-                let profile = isolation.profile(direction)?;
-                names.get(profile).map(|name| (*name).clone())
-            };
             Some(LocalEnd {
                 pod: pod.clone(),
-                ingress: chain(Direction::Ingress),
-                egress: chain(Direction::Egress),
+                entries: self.entries().get(pod)?.clone(),
             })
         };
         let pods = self.owners().iter().map(|(address, pods)| {
@@ -161,7 +144,7 @@ impl Judge {
         };
         for (ends, direction) in [(from, Direction::Egress), (to, Direction::Ingress)] {
             for end in ends {
-                let Some(chain) = end.chain(direction) else {
+                let Some(chain) = end.entries.chain(direction) else {
                     continue;
                 };
                 match walk(&ground, chain, &packet) {

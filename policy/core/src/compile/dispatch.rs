@@ -13,15 +13,15 @@ use crate::ruleset::{Action, Chain, ChainName, Interface, Match, Rule, VethPrefi
 const LEAVES_MAX: usize = 8;
 
 /// Every local pod's interface, and what is to be asked about its packets.
-pub(super) type Leaves = BTreeMap<Interface, Leaf>;
+pub(super) type Leaves<'a> = BTreeMap<&'a Interface, Leaf<'a>>;
 
 /// What happens to the packets of an interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Leaf {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Leaf<'a> {
     /// They pass: the pod isn't isolated.
     Open,
     /// This chain judges them.
-    Judged(ChainName),
+    Judged(&'a ChainName),
     /// They don't pass.
     Closed,
 }
@@ -89,12 +89,15 @@ impl Tree {
 pub(super) fn grow(
     tree: Tree,
     prefix: &VethPrefix,
-    leaves: &Leaves,
+    leaves: &Leaves<'_>,
     first: &[Rule],
     stranger: &Action,
     chains: &mut BTreeMap<ChainName, Chain>,
 ) {
-    let leaves: Vec<(&Interface, &Leaf)> = leaves.iter().collect();
+    let leaves: Vec<(&Interface, Leaf<'_>)> = leaves
+        .iter()
+        .map(|(interface, leaf)| (*interface, *leaf))
+        .collect();
     let trunk = Trunk {
         tree,
         prefix,
@@ -116,7 +119,7 @@ impl Trunk<'_> {
     fn grow(
         self,
         digits: &str,
-        leaves: &[(&Interface, &Leaf)],
+        leaves: &[(&Interface, Leaf<'_>)],
         mut rules: Vec<Rule>,
         chains: &mut BTreeMap<ChainName, Chain>,
     ) {
@@ -127,7 +130,7 @@ impl Trunk<'_> {
         } = self;
         if leaves.len() <= LEAVES_MAX {
             for (interface, leaf) in leaves {
-                rules.extend(leaf_rules(tree, interface, leaf));
+                rules.extend(leaf_rules(tree, interface, *leaf));
             }
         } else {
             let depth = digits.len();
@@ -135,7 +138,7 @@ impl Trunk<'_> {
             // Sorted by name, so equal digits stand together.
             for branch in leaves.chunk_by(|(a, _), (b, _)| next(a) == next(b)) {
                 match branch {
-                    [(interface, leaf)] => rules.extend(leaf_rules(tree, interface, leaf)),
+                    [(interface, leaf)] => rules.extend(leaf_rules(tree, interface, *leaf)),
                     _ => {
                         let digits = &prefix.digits(branch[0].0)[..=depth];
                         rules.push(Rule {
@@ -156,7 +159,7 @@ impl Trunk<'_> {
 
 /// A pod that reaches itself (through a Service: in and out by the same interface) is never
 /// judged. So the profile is asked about all else, and the last rule takes what is left.
-fn leaf_rules(tree: Tree, interface: &Interface, leaf: &Leaf) -> Vec<Rule> {
+fn leaf_rules(tree: Tree, interface: &Interface, leaf: Leaf<'_>) -> Vec<Rule> {
     let at = tree.at(interface.clone());
     let last = |action| Rule {
         matches: vec![at.clone()],

@@ -51,9 +51,9 @@ pub struct Profile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolation {
     /// What may reach it.
-    pub ingress: Option<Profile>,
+    pub ingress: Option<Arc<Profile>>,
     /// What it may reach.
-    pub egress: Option<Profile>,
+    pub egress: Option<Arc<Profile>>,
 }
 
 impl Isolation {
@@ -76,7 +76,7 @@ impl Isolation {
                     }
                 }
             }
-            (!profile.policies.is_empty()).then_some(profile)
+            (!profile.policies.is_empty()).then(|| Arc::new(profile))
         };
         Self {
             ingress: profile(Direction::Ingress),
@@ -87,9 +87,37 @@ impl Isolation {
     /// The profile of a direction.
     #[must_use]
     pub fn profile(&self, direction: Direction) -> Option<&Profile> {
+        self.shared(direction).map(|profile| &**profile)
+    }
+
+    fn shared(&self, direction: Direction) -> Option<&Arc<Profile>> {
         match direction {
             Direction::Ingress => self.ingress.as_ref(),
             Direction::Egress => self.egress.as_ref(),
+        }
+    }
+}
+
+/// The chains that judge a pod's packets, those of its profiles; `None`: it is not isolated.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Entries {
+    ingress: Option<ChainName>,
+    egress: Option<ChainName>,
+}
+
+impl Entries {
+    /// The chain of a direction.
+    pub(crate) fn chain(&self, direction: Direction) -> Option<&ChainName> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
+
+    fn set(&mut self, direction: Direction, chain: ChainName) {
+        match direction {
+            Direction::Ingress => self.ingress = Some(chain),
+            Direction::Egress => self.egress = Some(chain),
         }
     }
 }
@@ -122,7 +150,9 @@ pub(super) struct Active {
     deny_log: Option<u16>,
     budget: usize,
     pods: BTreeMap<PodKey, Isolation>,
-    profiles: BTreeMap<Profile, InUse>,
+    /// By the same pods.
+    entries: BTreeMap<PodKey, Entries>,
+    profiles: BTreeMap<Arc<Profile>, InUse>,
     sources: Sources,
     feeds: Arc<Feeds>,
     /// What is in the feeds' sets, by their numbers.
@@ -139,6 +169,7 @@ impl Active {
             deny_log: settings.deny_log,
             budget: MEMBER_BUDGET,
             pods: BTreeMap::new(),
+            entries: BTreeMap::new(),
             profiles: BTreeMap::new(),
             sources: Sources::default(),
             feeds: Arc::default(),
@@ -151,11 +182,9 @@ impl Active {
         &self.pods
     }
 
-    /// The chain that each profile's pods go to.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&Profile, &ChainName)> {
-        self.profiles
-            .iter()
-            .map(|(profile, in_use)| (profile, in_use.entry()))
+    /// The chains that each pod's packets go to.
+    pub(super) fn entries(&self) -> &BTreeMap<PodKey, Entries> {
+        &self.entries
     }
 
     /// The chains of all profiles.
@@ -199,10 +228,7 @@ impl Active {
             used
         });
         for (profile, in_use) in &mut self.profiles {
-            let said_anew = profile
-                .policies
-                .iter()
-                .any(|key| stale.policies.contains(key));
+            let said_anew = !profile.policies.is_disjoint(&stale.policies);
             if !said_anew || changed.contains(profile) {
                 continue;
             }
@@ -237,36 +263,45 @@ impl Active {
         stale: &Stale,
         world: &World<'_>,
         new: &mut Vec<usize>,
-    ) -> BTreeSet<Profile> {
+    ) -> BTreeSet<Arc<Profile>> {
         let mut made = BTreeSet::new();
         for key in &stale.pods {
             let pod = world.pods.get(key);
             let isolation = pod
                 .filter(|pod| world.places.is_local(pod))
                 .map(|pod| Isolation::of(pod, world.policies));
-            let before = match &isolation {
-                Some(isolation) => self.pods.insert(key.clone(), isolation.clone()),
-                None => self.pods.remove(key),
+            let mut entries = Entries::default();
+            for direction in Direction::BOTH {
+                let isolation = isolation.as_ref();
+                let Some(profile) = isolation.and_then(|it| it.shared(direction)) else {
+                    continue;
+                };
+                if let Some(in_use) = self.profiles.get_mut(profile) {
+                    in_use.users += 1;
+                    entries.set(direction, in_use.entry().clone());
+                } else {
+                    let folded = world.fold(profile);
+                    let sources = InUse::acquire(&folded, &mut self.sources, new);
+                    let in_use = InUse::new(folded, sources, &self.families);
+                    entries.set(direction, in_use.entry().clone());
+                    self.profiles.insert(profile.clone(), in_use);
+                    made.insert(profile.clone());
+                }
+            }
+            let before = match isolation {
+                Some(isolation) => {
+                    self.entries.insert(key.clone(), entries);
+                    self.pods.insert(key.clone(), isolation)
+                }
+                None => {
+                    self.entries.remove(key);
+                    self.pods.remove(key)
+                }
             };
             for direction in Direction::BOTH {
-                let profile = |isolation: &Option<Isolation>| {
-                    isolation
-                        .as_ref()
-                        .and_then(|it| it.profile(direction).cloned())
-                };
-                if let Some(profile) = profile(&isolation) {
-                    if let Some(in_use) = self.profiles.get_mut(&profile) {
-                        in_use.users += 1;
-                    } else {
-                        let folded = world.fold(&profile);
-                        let sources = InUse::acquire(&folded, &mut self.sources, new);
-                        let in_use = InUse::new(folded, sources, &self.families);
-                        self.profiles.insert(profile.clone(), in_use);
-                        made.insert(profile);
-                    }
-                }
-                if let Some(profile) = profile(&before)
-                    && let Some(in_use) = self.profiles.get_mut(&profile)
+                let before = before.as_ref();
+                if let Some(profile) = before.and_then(|it| it.shared(direction))
+                    && let Some(in_use) = self.profiles.get_mut(profile)
                 {
                     in_use.users -= 1;
                 }

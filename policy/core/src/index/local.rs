@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::active::Feeds;
-use super::{Index, Isolation, Members, Profile, Veths};
+use super::active::{Entries, Feeds};
+use super::{Index, Isolation, Members, Veths};
 use crate::model::{Pod, PodKey};
 use crate::ruleset::{Chain, ChainName, Family, Interface, Set, SetName};
 
@@ -47,7 +47,7 @@ impl Index {
             Some(LocalPod {
                 pod,
                 interface: &veths.main,
-                addresses: Cow::Owned(self.places.place(pod).addresses.iter().collect()),
+                addresses: Cow::Owned(self.places.place_at(pod, veths).addresses.iter().collect()),
             })
         })
     }
@@ -97,8 +97,8 @@ impl Index {
         .collect()
     }
 
-    /// The chain that each profile's pods go to. Settled by the caller.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (&Profile, &ChainName)> {
+    /// The chains that each pod's packets go to. Settled by the caller.
+    pub(crate) fn entries(&self) -> &BTreeMap<PodKey, Entries> {
         self.active.entries()
     }
 
@@ -108,11 +108,6 @@ impl Index {
         family: Family,
     ) -> impl Iterator<Item = &(ChainName, Chain)> {
         self.active.chains(family)
-    }
-
-    /// Isolation by pod. Settled by the caller.
-    pub(crate) fn isolation(&self) -> &BTreeMap<PodKey, Isolation> {
-        self.active.pods()
     }
 
     /// The interfaces of the pods of this node.
@@ -135,7 +130,7 @@ impl Index {
         self.active.members()
     }
 
-    /// The profiles' sets, whole; one without members is there too, if it can have any. Settled by the caller.
+    /// The profiles' sets, whole and in order; one without members is there too, if it can have any. Settled by the caller.
     pub(crate) fn sets(&self, family: Family) -> impl Iterator<Item = (SetName, Set)> {
         self.active.sets(family)
     }

@@ -120,23 +120,30 @@ impl Places {
 
     /// The pod with its addresses.
     pub(super) fn place<'a>(&self, pod: &'a Pod) -> Placed<'a> {
-        let mut addresses = pod.addresses.clone();
         if self.is_local(pod) && !self.routes.is_empty() {
-            let veths = Veths::of(pod, &self.prefix);
-            let routes = |interface: &Interface| self.routes.get(&interface.to_string());
-            let main: BTreeSet<IpAddr> = [&veths.main]
-                .into_iter()
-                .chain(&veths.branch)
-                .filter_map(routes)
-                .flatten()
-                .copied()
-                .collect();
-            let is_routed = |family| main.iter().any(|it| Family::of_address(*it) == family);
-            let told = addresses.iter();
-            let told = told.filter(|address| !is_routed(Family::of_address(*address)));
-            let cards = veths.cards.iter().filter_map(routes).flatten().copied();
-            addresses = told.chain(main.iter().copied()).chain(cards).collect();
+            self.place_at(pod, &Veths::of(pod, &self.prefix))
+        } else {
+            let addresses = pod.addresses.clone();
+            Placed { pod, addresses }
         }
+    }
+
+    /// The same for a pod of this node, by its interfaces: their names are hashes, and dearer to
+    /// make than to look up.
+    pub(super) fn place_at<'a>(&self, pod: &'a Pod, veths: &Veths) -> Placed<'a> {
+        let routes = |interface: &Interface| self.routes.get(&interface.to_string());
+        let main: BTreeSet<IpAddr> = [&veths.main]
+            .into_iter()
+            .chain(&veths.branch)
+            .filter_map(routes)
+            .flatten()
+            .copied()
+            .collect();
+        let is_routed = |family| main.iter().any(|it| Family::of_address(*it) == family);
+        let told = pod.addresses.iter();
+        let told = told.filter(|address| !is_routed(Family::of_address(*address)));
+        let cards = veths.cards.iter().filter_map(routes).flatten().copied();
+        let addresses = told.chain(main.iter().copied()).chain(cards).collect();
         Placed { pod, addresses }
     }
 

@@ -11,7 +11,7 @@
 //! [`Folded::apart`]: crate::fold::Folded::apart
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::layout::InUse;
 use super::{Active, Profile};
@@ -74,16 +74,21 @@ impl Active {
 
     /// Lays profiles out apart, the heaviest first, until the budget is enough; or folds again, the
     /// lightest first, what there is ample room for. Says which it turned.
-    pub(super) fn balance(&mut self) -> Vec<Profile> {
+    pub(super) fn balance(&mut self) -> Vec<Arc<Profile>> {
+        let sizes = self.sources.sizes(&self.families);
         let mut turned = Vec::new();
         let (apart, folded): (Vec<_>, Vec<_>) = self
             .profiles
             .iter()
-            .map(|(profile, in_use)| (self.weight(in_use), profile, in_use))
+            .map(|(profile, in_use)| (weight(in_use, &sizes), profile, in_use))
             .partition(|(_, _, in_use)| in_use.apart.is_some());
         let mut total: usize = folded.iter().map(|(weight, _, _)| weight).sum();
-        let mut shared = BTreeSet::new();
-        let needed = self.share(apart.iter().map(|(_, _, in_use)| *in_use), &mut shared);
+        let mut shared = vec![false; sizes.len()];
+        let needed = share(
+            apart.iter().map(|(_, _, in_use)| *in_use),
+            &sizes,
+            &mut shared,
+        );
         if total + needed > self.budget {
             total += needed;
             let mut heaviest = folded;
@@ -93,8 +98,8 @@ impl Active {
                     break;
                 }
                 let blocks = in_use.folded.apart().block_members(&self.families);
-                total = total - weight + blocks + self.share([in_use], &mut shared);
-                turned.push((profile.clone(), Some(blocks)));
+                total = total - weight + blocks + share([in_use], &sizes, &mut shared);
+                turned.push((Arc::clone(profile), Some(blocks)));
             }
         } else {
             let (part, whole) = FOLDED_AGAIN;
@@ -105,10 +110,11 @@ impl Active {
             while let [(weight, profile, _), others @ ..] = rest {
                 total += weight;
                 let others_share = others.iter().map(|(_, _, in_use)| *in_use);
-                if total + self.share(others_share, &mut BTreeSet::new()) > ample {
+                let mut shared = vec![false; sizes.len()];
+                if total + share(others_share, &sizes, &mut shared) > ample {
                     break;
                 }
-                turned.push(((*profile).clone(), None));
+                turned.push((Arc::clone(profile), None));
                 rest = others;
             }
         }
@@ -119,32 +125,29 @@ impl Active {
         }
         turned.into_iter().map(|(profile, _)| profile).collect()
     }
+}
 
-    /// How many members a profile's sets have folded, at most.
-    fn weight(&self, in_use: &InUse) -> usize {
-        let sources = in_use.sources.iter();
-        let pods: usize = sources
-            .map(|number| self.sources.get(*number).members.len_of(&self.families))
-            .sum();
-        pods + in_use.blocks
-    }
+/// How many members a profile's sets have folded, at most.
+fn weight(in_use: &InUse, sizes: &[usize]) -> usize {
+    let pods: usize = in_use.sources.iter().map(|number| sizes[*number]).sum();
+    pods + in_use.blocks
+}
 
-    /// How many members are in the sets that profiles need which are apart, but for those of the
-    /// sources that are `shared` already.
-    fn share<'a>(
-        &self,
-        profiles: impl IntoIterator<Item = &'a InUse>,
-        shared: &mut BTreeSet<usize>,
-    ) -> usize {
-        let mut members = 0;
-        for in_use in profiles {
-            members += in_use.apart.unwrap_or_default();
-            for number in &in_use.sources {
-                if shared.insert(*number) {
-                    members += self.sources.get(*number).members.len_of(&self.families);
-                }
+/// How many members are in the sets that profiles need which are apart, but for those of the
+/// sources that are `shared` already.
+fn share<'a>(
+    profiles: impl IntoIterator<Item = &'a InUse>,
+    sizes: &[usize],
+    shared: &mut [bool],
+) -> usize {
+    let mut members = 0;
+    for in_use in profiles {
+        members += in_use.apart.unwrap_or_default();
+        for number in &in_use.sources {
+            if !std::mem::replace(&mut shared[*number], true) {
+                members += sizes[*number];
             }
         }
-        members
     }
+    members
 }

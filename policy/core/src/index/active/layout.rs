@@ -100,7 +100,7 @@ impl Active {
     /// Those that a profile had so far are `dropped`, once: what it has still, it has twice.
     pub(super) fn lay_out(
         &mut self,
-        profiles: &BTreeSet<Profile>,
+        profiles: &BTreeSet<Arc<Profile>>,
         dropped: &mut Vec<usize>,
     ) -> BTreeSet<usize> {
         let mut refill = BTreeSet::new();
