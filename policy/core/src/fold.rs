@@ -287,7 +287,8 @@ impl Contents {
 
     /// Whether every member that the set can have is a pod's.
     pub(crate) fn is_of_pods(&self, family: Family) -> bool {
-        self.block_members(family).next().is_none()
+        let mut fills = self.fills.values();
+        fills.all(|fill| !fill.everyone && fill.blocks.is_empty_of(family))
     }
 
     /// Whether a member that no pod is behind holds an address.

@@ -67,6 +67,12 @@ impl AddressSet {
         self.v4.0.is_empty() && self.v6.0.is_empty()
     }
 
+    /// Whether it holds no address of a family.
+    #[must_use]
+    pub fn is_empty_of(&self, family: Family) -> bool {
+        self.of(family).0.is_empty()
+    }
+
     /// Whether it holds an address.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
