@@ -4,7 +4,9 @@
 //! trouble, once for each change of reason. Nothing that one object holds can stop a watch.
 
 mod client;
+mod follow;
 mod object;
+mod page;
 mod pauses;
 mod salvage;
 mod second;
@@ -14,10 +16,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use kube::api::ObjectMeta;
+use kube::Client;
 use kube::runtime::watcher;
-use kube::runtime::watcher::Event as WatchEvent;
-use kube::{Api, Client};
 use selvage_policy_core::api;
 use selvage_policy_core::convert::{self, ProblemKind};
 use selvage_policy_core::index::{self, Event};
@@ -33,12 +33,13 @@ use crate::events::{self, Reporter};
 use crate::metrics::Metrics;
 use crate::source::{Doubts, Notice, Problem, Source};
 use crate::status::Resource;
-use crate::watches::Watches;
+use follow::{Told, follow};
 use object::{Object, Watched};
 use pauses::Pauses;
 use second::{Found, Second};
 
-/// Objects asked for at once in a list. 500 pods are about 5 MB of JSON: the peak of our memory.
+/// Objects asked for at once in a list. 250 pods are about 2.5 MB of JSON; one page is read while the next
+/// one comes: the peak of our memory.
 const PAGE: u32 = 250;
 
 /// The API server, by watches of our own.
@@ -87,7 +88,7 @@ impl Source for Direct {
             node: self.node,
             pool: Pool::default(),
         };
-        let second = Second::new(Api::all(self.client.clone()), ours, doubts);
+        let second = Second::new(self.client.clone(), ours, doubts);
         let policies = Policies {
             reporter: self.reporter,
             pool: Pool::default(),
@@ -227,12 +228,12 @@ impl Policies {
 }
 
 /// A policy, as its Events name it.
-fn subject(meta: &ObjectMeta) -> events::Subject {
+fn subject(policy: &Object<api::NetworkPolicy>) -> events::Subject {
     events::Subject {
         kind: events::Kind::NetworkPolicy,
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
-        uid: meta.uid.clone().unwrap_or_default(),
+        namespace: policy.namespace().to_owned(),
+        name: policy.name().to_owned(),
+        uid: policy.uid().to_owned(),
     }
 }
 
@@ -240,7 +241,7 @@ impl Convert for Policies {
     type Object = api::NetworkPolicy;
 
     fn applied(&mut self, object: Object<api::NetworkPolicy>) -> Option<Notice> {
-        let subject = subject(&object.meta);
+        let subject = subject(&object);
         let (policy, problems) = policy(object);
         let report = events::Report {
             subject,
@@ -263,7 +264,7 @@ impl Convert for Policies {
             name: object.name().to_owned(),
         };
         let report = events::Report {
-            subject: subject(&object.meta),
+            subject: subject(&object),
             problems: Vec::new(),
         };
         self.say(&key, report);
@@ -300,7 +301,7 @@ fn policy(object: Object<api::NetworkPolicy>) -> (Policy, Vec<Problem>) {
             (policy, problems.iter().map(Problem::from).collect())
         }
         Err(unreadable) => {
-            let (salvaged, problem) = salvage::policy(&object.meta, &unreadable);
+            let (salvaged, problem) = salvage::policy(&unreadable);
             let (policy, problems) = convert::policy(&salvaged);
             let unreadable = Problem {
                 kind: ProblemKind::Unreadable,
@@ -345,14 +346,14 @@ pub fn read_any(bytes: &[u8]) {
 /// The object, or nothing when its fields are not what the API says they are. A pod that is left
 /// out stays closed: its interface is unknown, and it is nobody's peer.
 fn readable<T: Watched>(object: Object<T>) -> Option<T> {
-    let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
     match object.content {
         Ok(content) => Some(content),
         Err(unreadable) => {
+            let head = &unreadable.head;
             warn!(
                 kind = T::KIND,
-                namespace,
-                name,
+                namespace = head.namespace.as_deref().unwrap_or_default(),
+                name = head.name.as_deref().unwrap_or_default(),
                 error = unreadable.error,
                 "object left out"
             );
@@ -369,20 +370,15 @@ async fn watch<C: Convert>(
     mut second: Option<Second<C::Object>>,
 ) -> Result<(), SendError<Notice>> {
     let resource = C::Object::RESOURCE;
-    let begin = || {
-        let api = Api::<Object<C::Object>>::all(client.clone());
-        let config = watcher::Config::default()
-            .page_size(PAGE)
-            .timeout(client::WATCH_SECONDS);
-        watcher(api, config).boxed()
-    };
+    let begin = || follow::<C::Object>(client.clone(), PAGE);
     let mut stream = begin();
-    let mut pauses = Pauses::default();
     let mut trouble = Trouble {
         resource,
         reason: None,
-        watches: metrics.watches(),
+        metrics,
+        pauses: Pauses::default(),
     };
+    let mut read = Vec::new();
     loop {
         let next = tokio::select! {
             // What the watch has said counts before it is doubted.
@@ -407,54 +403,66 @@ async fn watch<C: Convert>(
                 continue;
             }
         };
-        // The watcher's stream has no end.
+        // The stream has no end.
         let Some(next) = next else { return Ok(()) };
-        let event = match next {
-            Ok(event) => event,
+        let told = match next {
+            Ok(told) => told,
             Err(error) => {
-                metrics.watch_error(resource);
-                if matches!(&error, watcher::Error::WatchError(status) if status.code == 410) {
-                    // The server works, it only forgot what we saw last: a list heals that.
-                    pauses.forget();
-                } else {
-                    trouble.begins(&error);
-                }
-                sleep(pauses.next(Instant::now(), pauses::spread())).await;
+                trouble.met(&error).await;
                 continue;
             }
         };
-        if let Some(second) = &mut second {
-            match &event {
-                WatchEvent::Init => second.relists(),
-                WatchEvent::InitDone => {}
-                WatchEvent::InitApply(object) | WatchEvent::Apply(object) => {
-                    second.told(object, convert.is_ours(object));
+        let notice = match told {
+            Told::Begin => {
+                if let Some(second) = &mut second {
+                    second.relists();
                 }
-                WatchEvent::Delete(object) => second.told(object, false),
-            }
-        }
-        let notice = match event {
-            WatchEvent::Init => {
                 convert.relist_started();
                 Some(Event::RelistStarted(convert.resource()).into())
             }
-            WatchEvent::InitDone => {
+            Told::Page(page) => {
+                let whole = page.read(|object| {
+                    count(metrics, &object);
+                    if let Some(second) = &mut second {
+                        second.told(&object, convert.is_ours(&object));
+                    }
+                    read.extend(convert.applied(object));
+                });
+                // Its memory is as good as the one that is on its way.
+                drop(page);
+                for notice in read.drain(..) {
+                    notices.send(notice).await?;
+                }
+                match whole {
+                    Ok(()) => trouble.ends(),
+                    Err(error) => {
+                        let error = kube::Error::SerdeError(error);
+                        let error = watcher::Error::InitialListFailed(error);
+                        trouble.met(&error).await;
+                        stream = begin();
+                    }
+                }
+                None
+            }
+            Told::Done => {
                 convert.relist_done();
-                trouble.ends();
-                pauses.forget();
+                trouble.is_over();
                 Some(Event::RelistDone(convert.resource()).into())
             }
-            WatchEvent::InitApply(object) | WatchEvent::Apply(object) => {
+            Told::Applied(object) => {
                 trouble.ends();
-                metrics.watch_event(resource);
-                if object.content.is_err() {
-                    metrics.watch_error(resource);
+                count(metrics, &object);
+                if let Some(second) = &mut second {
+                    second.told(&object, convert.is_ours(&object));
                 }
                 convert.applied(object)
             }
-            WatchEvent::Delete(object) => {
+            Told::Deleted(object) => {
                 trouble.ends();
                 metrics.watch_event(resource);
+                if let Some(second) = &mut second {
+                    second.told(&object, false);
+                }
                 Some(convert.deleted(object).into())
             }
         };
@@ -472,29 +480,59 @@ async fn found<T: Watched>(second: &mut Option<Second<T>>) -> Found<T> {
     }
 }
 
-/// Whether a watch is in trouble, so that a change of that is logged, and nothing else.
+/// Counts what was heard of an object.
+fn count<T: Watched>(metrics: &Metrics, object: &Object<T>) {
+    metrics.watch_event(T::RESOURCE);
+    if object.content.is_err() {
+        metrics.watch_error(T::RESOURCE);
+    }
+}
+
+/// Whether a watch is in trouble, so that a change of that is logged, and nothing else; and how long it
+/// then waits.
 struct Trouble<'a> {
     resource: Resource,
     reason: Option<String>,
-    watches: &'a Watches,
+    metrics: &'a Metrics,
+    pauses: Pauses,
 }
 
 impl Trouble<'_> {
+    /// Tells of an error, and waits before the next try.
+    async fn met(&mut self, error: &watcher::Error) {
+        self.metrics.watch_error(self.resource);
+        if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+            // The server works, it only forgot what we saw last: a list heals that.
+            self.pauses.forget();
+        } else {
+            self.begins(error);
+        }
+        sleep(self.pauses.next(Instant::now(), pauses::spread())).await;
+    }
+
     fn begins(&mut self, error: &watcher::Error) {
         let reason = crate::error_chain(error);
         if self.reason.as_ref() == Some(&reason) {
             debug!(resource = %self.resource, %reason, "watch is still in trouble");
         } else {
             warn!(resource = %self.resource, %reason, "watch is in trouble: trying again");
-            self.watches.trouble(self.resource, Some(reason.clone()));
+            let watches = self.metrics.watches();
+            watches.trouble(self.resource, Some(reason.clone()));
             self.reason = Some(reason);
         }
     }
 
+    /// Something was heard.
     fn ends(&mut self) {
         if self.reason.take().is_some() {
-            self.watches.trouble(self.resource, None);
+            self.metrics.watches().trouble(self.resource, None);
             info!(resource = %self.resource, "watch works again");
         }
+    }
+
+    /// All was heard: the next error is a first one.
+    fn is_over(&mut self) {
+        self.ends();
+        self.pauses.forget();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A cluster where nothing happens and a connection that died without a word look alike from the
 //! events. They differ in bytes: the API server sends a bookmark each minute on a quiet watch. So a
-//! sign of life is any piece of the body of a list or watch, seen below kube's watcher by
+//! sign of life is any piece of the body of a list or watch, seen below whoever reads it by
 //! [`Listening`].
 
 use std::collections::BTreeMap;

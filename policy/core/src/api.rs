@@ -27,6 +27,8 @@ pub struct Metadata {
     pub namespace: String,
     /// What tells it from a later one of the same name.
     pub uid: String,
+    /// Which of its states this is; no other object has the same.
+    pub resource_version: Option<String>,
     /// Its labels.
     #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,

@@ -1,12 +1,8 @@
-//! API objects as the watches read them: enough metadata for kube's watcher, and the fields of
-//! `selvage_policy_core::api`; the rest of the JSON is dropped as it is read.
+//! API objects as the watches read them: the fields of `selvage_policy_core::api`; the rest of the
+//! JSON is dropped as it is read.
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 
-use k8s_openapi::NamespaceResourceScope;
-use kube::Resource;
-use kube::api::ObjectMeta;
 use selvage_policy_core::api;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -21,31 +17,64 @@ pub(super) trait Watched: DeserializeOwned + Clone + Debug + Send + Sync + 'stat
     const RESOURCE: status::Resource;
     /// Its kind in the API.
     const KIND: &'static str;
-    /// Its API group; empty for the core one.
-    const GROUP: &'static str;
+    /// Where the API server lists all there are.
+    const PATH: &'static str;
+
+    /// Its name and so on.
+    fn metadata(&self) -> &api::Metadata;
 }
 
 impl Watched for api::Pod {
     const RESOURCE: status::Resource = status::Resource::Pods;
     const KIND: &'static str = "Pod";
-    const GROUP: &'static str = "";
+    const PATH: &'static str = "/api/v1/pods";
+
+    fn metadata(&self) -> &api::Metadata {
+        &self.metadata
+    }
 }
 
 impl Watched for api::Namespace {
     const RESOURCE: status::Resource = status::Resource::Namespaces;
     const KIND: &'static str = "Namespace";
-    const GROUP: &'static str = "";
+    const PATH: &'static str = "/api/v1/namespaces";
+
+    fn metadata(&self) -> &api::Metadata {
+        &self.metadata
+    }
 }
 
 impl Watched for api::NetworkPolicy {
     const RESOURCE: status::Resource = status::Resource::NetworkPolicies;
     const KIND: &'static str = "NetworkPolicy";
-    const GROUP: &'static str = "networking.k8s.io";
+    const PATH: &'static str = "/apis/networking.k8s.io/v1/networkpolicies";
+
+    fn metadata(&self) -> &api::Metadata {
+        &self.metadata
+    }
+}
+
+/// Which object it is, as far as that can be known of one that is not understood.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct Head {
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) uid: Option<String>,
+    pub(super) resource_version: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Headed {
+    metadata: Head,
 }
 
 /// An object whose fields are not of the types that the API says.
 #[derive(Debug, Clone)]
 pub(super) struct Unreadable {
+    /// Which one.
+    pub(super) head: Head,
     /// What is wrong.
     pub(super) error: String,
     /// All of it.
@@ -58,138 +87,88 @@ pub(super) struct Unreadable {
 /// and no other object would get through.
 #[derive(Debug, Clone)]
 pub(super) struct Object<T> {
-    /// Name, namespace, uid and resource version; nothing else.
-    pub(super) meta: ObjectMeta,
     /// The fields that we read.
     pub(super) content: Result<T, Box<Unreadable>>,
 }
 
-impl<T> Object<T> {
+impl<T> From<T> for Object<T> {
+    fn from(content: T) -> Self {
+        let content = Ok(content);
+        Self { content }
+    }
+}
+
+impl<T: Watched> Object<T> {
     pub(super) fn name(&self) -> &str {
-        self.meta.name.as_deref().unwrap_or_default()
+        match &self.content {
+            Ok(content) => &content.metadata().name,
+            Err(unreadable) => unreadable.head.name.as_deref().unwrap_or_default(),
+        }
     }
 
     pub(super) fn namespace(&self) -> &str {
-        self.meta.namespace.as_deref().unwrap_or_default()
+        match &self.content {
+            Ok(content) => &content.metadata().namespace,
+            Err(unreadable) => unreadable.head.namespace.as_deref().unwrap_or_default(),
+        }
     }
 
     pub(super) fn uid(&self) -> &str {
-        self.meta.uid.as_deref().unwrap_or_default()
-    }
-}
-
-/// What kube's watcher needs of the metadata.
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Head {
-    name: Option<String>,
-    namespace: Option<String>,
-    uid: Option<String>,
-    resource_version: Option<String>,
-}
-
-impl From<Head> for ObjectMeta {
-    fn from(head: Head) -> Self {
-        Self {
-            name: head.name,
-            namespace: head.namespace,
-            uid: head.uid,
-            resource_version: head.resource_version,
-            ..Self::default()
+        match &self.content {
+            Ok(content) => &content.metadata().uid,
+            Err(unreadable) => unreadable.head.uid.as_deref().unwrap_or_default(),
         }
     }
-}
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Headed {
-    metadata: Head,
+    /// Which of its states it is, for a watch; empty when the server does not say.
+    pub(super) fn version(&self) -> &str {
+        match &self.content {
+            Ok(content) => content.metadata().resource_version.as_deref(),
+            Err(unreadable) => unreadable.head.resource_version.as_deref(),
+        }
+        .unwrap_or_default()
+    }
 }
 
 impl<'de, T: Watched> Deserialize<'de> for Object<T> {
-    /// Works on JSON text only, which is all that kube reads.
+    /// Works on JSON text only, which is all that there is.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // As text first: most of an object is not for us, and skipped without being taken apart.
-        let text = Box::<RawValue>::deserialize(deserializer)?;
+        // As text first: where the object ends does not depend on what is in it.
+        let text = <&RawValue>::deserialize(deserializer)?;
         Ok(Self::read(text.get()))
     }
 }
 
 impl<T: Watched> Object<T> {
     fn read(text: &str) -> Self {
-        let head = serde_json::from_str::<Headed>(text).map(|headed| headed.metadata);
-        let error = match (&head, serde_json::from_str(text)) {
-            (Ok(_), Ok(content)) => {
-                let meta = head.unwrap_or_default().into();
-                let content = Ok(content);
-                return Self { meta, content };
-            }
-            (Err(error), Ok(_)) => error.to_string(),
-            (Ok(_) | Err(_), Err(error)) => error.to_string(),
+        let error = match serde_json::from_str::<T>(text) {
+            Ok(content) => return content.into(),
+            Err(error) => error.to_string(),
         };
-        // Not even a value: too deep, or a number that no type of ours holds.
-        let Ok(json) = serde_json::from_str::<Value>(text) else {
-            let json = Value::Null;
-            return Self {
-                meta: head.unwrap_or_default().into(),
-                content: Err(Box::new(Unreadable { error, json })),
-            };
-        };
+        // Null when it is not even a value: too deep, or a number that no type of ours holds.
+        let json = serde_json::from_str::<Value>(text).unwrap_or_default();
         let field = |name: &str| {
             let found = json.get("metadata")?.get(name)?.as_str()?;
             Some(found.to_owned())
         };
-        let meta = ObjectMeta {
-            name: field("name"),
-            namespace: field("namespace"),
-            uid: field("uid"),
-            resource_version: field("resourceVersion"),
-            ..ObjectMeta::default()
+        let head = match serde_json::from_str::<Headed>(text) {
+            Ok(headed) => headed.metadata,
+            Err(_) => Head {
+                name: field("name"),
+                namespace: field("namespace"),
+                uid: field("uid"),
+                resource_version: field("resourceVersion"),
+            },
         };
         // A field that is there twice is an error in text and none in a value.
-        let content = T::deserialize(&json).map_err(|error| {
-            Box::new(Unreadable {
-                error: error.to_string(),
-                json,
-            })
-        });
-        Self { meta, content }
-    }
-}
-
-impl<T: Watched> Resource for Object<T> {
-    type DynamicType = ();
-    // Only asked for by calls within one namespace, which are never made.
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        T::KIND.into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        T::GROUP.into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        T::RESOURCE.as_str().into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.meta
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.meta
+        let content = T::deserialize(&json).map_err(|_| Box::new(Unreadable { head, error, json }));
+        Self { content }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use kube::api::{ObjectList, WatchEvent};
+    use kube::api::WatchEvent;
     use serde_json::json;
 
     use super::*;
@@ -211,7 +190,7 @@ mod tests {
             "spec": {"nodeName": "node-1", "containers": [{"name": "web"}]},
             "status": {"podIPs": [{"ip": "10.0.0.7"}]},
         }));
-        assert_eq!(object.meta.resource_version.as_deref(), Some("17"));
+        assert_eq!(object.version(), "17");
         assert_eq!(
             (object.namespace(), object.name(), object.uid()),
             ("shop", "web-0", "u1")
@@ -228,7 +207,7 @@ mod tests {
             {"metadata": {"name": "good", "namespace": "shop", "resourceVersion": "2"}},
         ]));
         assert_eq!(objects[0].name(), "bad");
-        assert_eq!(objects[0].meta.resource_version.as_deref(), Some("1"));
+        assert_eq!(objects[0].version(), "1");
         assert!(objects[0].content.is_err());
         assert!(objects[1].content.is_ok());
     }
@@ -247,13 +226,10 @@ mod tests {
         }
     }
 
-    /// As kube reads a list and a watch.
+    /// As kube reads it.
     #[test]
-    fn an_object_is_read_in_a_list_and_in_a_watch_event() {
+    fn an_object_is_read_in_a_watch_event() {
         let object = r#"{"metadata": {"name": "web-0", "namespace": "shop"}, "spec": {}}"#;
-        let list = format!(r#"{{"kind": "PodList", "metadata": {{}}, "items": [{object}]}}"#);
-        let list: ObjectList<Object<api::Pod>> = serde_json::from_str(&list).unwrap();
-        assert_eq!(list.items[0].name(), "web-0");
         let event = format!(r#"{{"type": "ADDED", "object": {object}}}"#);
         let event: WatchEvent<Object<api::Pod>> = serde_json::from_str(&event).unwrap();
         let WatchEvent::Added(added) = event else {

@@ -1,7 +1,6 @@
 //! A NetworkPolicy whose JSON does not have the shape of one: what can be read of it is kept, and
 //! what cannot allows nothing.
 
-use kube::api::ObjectMeta;
 use selvage_policy_core::api::{
     LabelSelector, LabelSelectorRequirement, Metadata, NetworkPolicy, NetworkPolicySpec,
 };
@@ -14,13 +13,14 @@ use super::object::Unreadable;
 ///
 /// An unreadable subject becomes one that conversion rejects, so that all pods of the namespace
 /// are isolated; unreadable directions become both; an unreadable rule is left out.
-pub(super) fn policy(meta: &ObjectMeta, unreadable: &Unreadable) -> (NetworkPolicy, String) {
+pub(super) fn policy(unreadable: &Unreadable) -> (NetworkPolicy, String) {
+    let head = &unreadable.head;
     let spec = unreadable.json.get("spec").unwrap_or(&Value::Null);
     let field = |name: &str| spec.get(name).unwrap_or(&Value::Null);
     let metadata = Metadata {
-        name: meta.name.clone().unwrap_or_default(),
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        uid: meta.uid.clone().unwrap_or_default(),
+        name: head.name.clone().unwrap_or_default(),
+        namespace: head.namespace.clone().unwrap_or_default(),
+        uid: head.uid.clone().unwrap_or_default(),
         ..Metadata::default()
     };
     let problem = format!(
@@ -75,19 +75,21 @@ mod tests {
     use selvage_policy_core::model::Labels;
     use serde_json::json;
 
+    use super::super::object::Head;
     use super::*;
 
     fn salvaged(spec: Value) -> (selvage_policy_core::model::Policy, String) {
-        let meta = ObjectMeta {
+        let head = Head {
             name: Some("strange".to_owned()),
             namespace: Some("shop".to_owned()),
-            ..ObjectMeta::default()
+            ..Head::default()
         };
         let unreadable = Unreadable {
+            head,
             error: "invalid type".to_owned(),
             json: json!({"spec": spec}),
         };
-        let (policy, problem) = policy(&meta, &unreadable);
+        let (policy, problem) = policy(&unreadable);
         (convert::policy(&policy).0, problem)
     }
 

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use kube::Api;
-use kube::api::{ListParams, ObjectList};
+use kube::Client;
+use kube::api::ListParams;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::follow;
 use super::object::{Object, Watched};
 use crate::source::Doubts;
 
@@ -40,7 +41,7 @@ pub(super) enum Found<T> {
 /// Which object, and which of that name.
 type Known = (String, String, String);
 
-fn known<T>(object: &Object<T>) -> Known {
+fn known<T: Watched>(object: &Object<T>) -> Known {
     let text = |text: &str| text.to_owned();
     (
         text(object.namespace()),
@@ -49,11 +50,11 @@ fn known<T>(object: &Object<T>) -> Known {
     )
 }
 
-type Answer<T> = Result<ObjectList<Object<T>>, String>;
+type Answer<T> = Result<Vec<Object<T>>, String>;
 
 /// The state of second looks for one watch.
 pub(super) struct Second<T: Watched> {
-    api: Api<Object<T>>,
+    client: Client,
     fields: String,
     doubts: Doubts,
     asking: Option<BoxFuture<'static, Answer<T>>>,
@@ -67,10 +68,10 @@ pub(super) struct Second<T: Watched> {
 }
 
 impl<T: Watched> Second<T> {
-    pub(super) fn new(api: Api<Object<T>>, fields: String, doubts: Doubts) -> Self {
+    pub(super) fn new(client: Client, fields: String, doubts: Doubts) -> Self {
         let now = Instant::now();
         Self {
-            api,
+            client,
             fields,
             doubts,
             asking: None,
@@ -129,20 +130,23 @@ impl<T: Watched> Second<T> {
     fn ask(&mut self) {
         self.meanwhile.clear();
         self.not_before = Instant::now() + GAP;
-        let (api, fields) = (self.api.clone(), ListParams::default().fields(&self.fields));
+        let client = self.client.clone();
+        let fields = ListParams::default().fields(&self.fields);
         let asking = async move {
-            match timeout(DEADLINE, api.list(&fields)).await {
-                Ok(Ok(list)) => Ok(list),
-                Ok(Err(error)) => Err(crate::error_chain(&error)),
-                Err(_) => Err(format!("no answer within {DEADLINE:?}")),
-            }
+            let page = match timeout(DEADLINE, follow::list::<T>(&client, &fields)).await {
+                Ok(Ok(page)) => page,
+                Ok(Err(error)) => return Err(crate::error_chain(&error)),
+                Err(_) => return Err(format!("no answer within {DEADLINE:?}")),
+            };
+            let mut objects = Vec::new();
+            let read = page.read(|object| objects.push(object));
+            read.map_err(|error| error.to_string()).map(|()| objects)
         };
         self.asking = Some(asking.boxed());
     }
 
-    fn news(&mut self, list: ObjectList<Object<T>>) -> Vec<Object<T>> {
+    fn news(&mut self, list: Vec<Object<T>>) -> Vec<Object<T>> {
         let new: Vec<Object<T>> = list
-            .items
             .into_iter()
             .filter(|object| {
                 let object = known(object);
