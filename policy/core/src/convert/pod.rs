@@ -67,27 +67,17 @@ fn addresses(object: &api::Pod) -> Addresses {
         return Addresses::default();
     }
     let annotated = annotation.into_iter().flat_map(|text| text.split(','));
-    let mut addresses: BTreeSet<IpAddr> = annotated.filter_map(address).collect();
-    let has = |family| {
-        addresses
-            .iter()
-            .any(|address| Family::of_address(*address) == family)
+    let annotated: Vec<IpAddr> = annotated.filter_map(address).collect();
+    let is_annotated = |family| {
+        let mut families = annotated.iter().map(|it| Family::of_address(*it));
+        families.any(|it| it == family)
     };
-    let missing: Vec<Family> = [Family::V4, Family::V6]
-        .into_iter()
-        .filter(|family| !has(*family))
-        .collect();
-    addresses.extend(
-        object
-            .status
-            .pod_ips
-            .iter()
-            .map(|entry| entry.ip.as_str())
-            .chain(object.status.pod_ip.as_deref())
-            .filter_map(address)
-            .filter(|address| missing.contains(&Family::of_address(*address))),
-    );
-    addresses.into_iter().collect()
+    let told = object.status.pod_ips.iter().map(|entry| entry.ip.as_str());
+    let told = told.chain(object.status.pod_ip.as_deref());
+    let told = told
+        .filter_map(address)
+        .filter(|address| !is_annotated(Family::of_address(*address)));
+    annotated.iter().copied().chain(told).collect()
 }
 
 /// However it is written: an IPv4 address in IPv6's clothes is an IPv4 address.

@@ -44,7 +44,10 @@ fn first(text: &str) -> Option<(&str, &str)> {
 /// selectors: they name no such key, and no such value.
 impl From<BTreeMap<String, String>> for Labels {
     fn from(labels: BTreeMap<String, String>) -> Self {
-        let mut text = String::new();
+        let lengths = labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 2);
+        let mut text = String::with_capacity(lengths.sum());
         for (key, value) in labels.iter().filter(|(key, _)| !key.contains(END)) {
             text.push_str(key);
             text.push(END);

@@ -80,7 +80,10 @@ fn uuid(text: &str) -> Option<Uid> {
     if !is_uuid {
         return None;
     }
-    let number = u128::from_str_radix(&text.replace('-', ""), 16).ok()?;
+    let mut number = 0_u128;
+    for byte in text.bytes().filter(|byte| *byte != b'-') {
+        number = number << 4 | u128::from(char::from(byte).to_digit(16)?);
+    }
     // Two halves: a u128 would ask for 16 bytes of alignment in every pod.
     let [high, low] = [number >> 64, number & u128::from(u64::MAX)];
     Some(Uid::Uuid(
