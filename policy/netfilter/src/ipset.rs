@@ -14,11 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use selvage_policy_core::index::MemberChanges;
-use selvage_policy_core::ruleset::{Family, Member, MemberSet, SetKind, SetName};
+use selvage_policy_core::ruleset::{Family, Member, MemberSet, Set, SetKind, SetName};
 
 use crate::error::Error;
 use crate::message::{ACK, CREATE, DUMP, EXCLUSIVE, Message, NO_FAMILY};
-use crate::socket::{Nfnetlink, Reply};
+use crate::socket::{Nfnetlink, Reply, TOGETHER};
 
 use fill::room_for;
 pub use glimpse::{Glimpse, Glimpses};
@@ -38,6 +38,9 @@ const BEING_READ: i32 = 16;
 const ERROR_BUSY: i32 = 4100;
 /// `IPSET_ERR_HASH_FULL`: `maxelem` is reached.
 const ERROR_FULL: i32 = 4352;
+
+/// So many sets are made together. In a few, each has what it is made with read back by itself.
+const MANY: usize = 8;
 
 /// What iptables-nft deletes is freed by a worker, later, and refers to its sets until then.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
@@ -104,6 +107,8 @@ pub struct IpSets {
     protocol: u8,
     /// What bore each name when it was made here or last read.
     known: BTreeMap<SetName, Known>,
+    /// What the kernel has said about types: it is asked once about each.
+    revisions: BTreeMap<(Family, SetKind), u8>,
     /// Where the next look at sets that change all the time begins.
     turn: usize,
 }
@@ -139,6 +144,7 @@ impl IpSets {
             socket,
             protocol: newest.min(PROTOCOL),
             known: BTreeMap::new(),
+            revisions: BTreeMap::new(),
             turn: 0,
         })
     }
@@ -159,16 +165,41 @@ impl IpSets {
     {
         let members = members.into_iter();
         let expected = u32::try_from(members.clone().count()).unwrap_or(u32::MAX);
-        let room = match kind {
-            SetKind::Net | SetKind::NetPort => room_for(name, expected)?,
-            SetKind::Guard => guard::ROOM,
-        };
+        let room = room(name, kind, expected)?;
         self.make(name, family, kind, room, expected)?;
         self.change(Change::Add, name, family, kind, members)
             .inspect_err(|_| {
                 // The error is told; what is left over bears our prefix and is swept next time.
                 let _ = self.destroy(name);
             })
+    }
+
+    /// Makes sets of a family in this order, as [`IpSets::create`] makes each, in as few exchanges as will
+    /// do. The kernel finds a set by its name the sooner, the earlier it was made.
+    ///
+    /// *Errors*: as [`IpSets::create`]; some sets are there then, filled or not.
+    ///
+    /// *Cost*: 0.4 µs a member; and for each set the kernel looks through all there are twice.
+    pub fn create_all(&mut self, family: Family, sets: &[(&SetName, &Set)]) -> Result<(), Error> {
+        if sets.len() < MANY {
+            for (name, set) in sets {
+                self.create(name, family, set.kind, &set.members)?;
+            }
+            return Ok(());
+        }
+        self.make_all(family, sets)?;
+        let made: BTreeMap<&SetName, &Set> = sets.iter().copied().collect();
+        // One look at all headers is cheaper than one at each, and tables that are empty are soon counted.
+        let headers = self.list()?;
+        for header in headers.iter().filter(|it| made.contains_key(&it.name)) {
+            self.recognise(header);
+        }
+        let add = sets.iter().map(|(name, set)| (*name, set.members.iter()));
+        for full in self.change_all(Change::Add, add)? {
+            let members: BTreeSet<Member> = made[full].members.iter().collect();
+            self.rebuild(full, &members)?;
+        }
+        Ok(())
     }
 
     /// Puts members into a set; those that are there already stay. Makes room if it is full.
@@ -204,12 +235,16 @@ impl IpSets {
         changes: &MemberChanges,
         between: &mut dyn FnMut(),
     ) -> Result<(), Error> {
-        let add = changes.iter().map(|(name, change)| (name, &change.add));
+        let add = changes
+            .iter()
+            .map(|(name, change)| (name, change.add.iter()));
         for full in self.change_all(Change::Add, add)? {
             self.rebuild(full, &changes[full].add)?;
         }
         between();
-        let remove = changes.iter().map(|(name, change)| (name, &change.remove));
+        let remove = changes
+            .iter()
+            .map(|(name, change)| (name, change.remove.iter()));
         self.change_all(Change::Remove, remove).map(drop)
     }
 
@@ -399,12 +434,50 @@ impl IpSets {
         room: u32,
         expected: u32,
     ) -> Result<(), Error> {
-        let revision = self.revision(family, kind)?;
         let object = || format!("create set {name}");
         self.known.remove(name);
-        let mut message = self.about(Command::Create, name);
-        message.add_flags(EXCLUSIVE | CREATE);
+        let message = self.making(ACK, name, family, kind, room, expected)?;
+        self.socket.request(&object, message)?;
+        let header = self.header(name)?;
+        self.recognise(&header);
+        Ok(())
+    }
+
+    /// Makes sets, empty and with room for their members.
+    fn make_all(&mut self, family: Family, sets: &[(&SetName, &Set)]) -> Result<(), Error> {
+        for sets in sets.chunks(TOGETHER) {
+            let mut messages = Vec::with_capacity(sets.len());
+            for (name, set) in sets {
+                let expected = u32::try_from(set.members.len()).unwrap_or(u32::MAX);
+                let room = room(name, set.kind, expected)?;
+                self.known.remove(*name);
+                messages.push(self.making(0, name, family, set.kind, room, expected)?);
+            }
+            let mut refused = None;
+            let object = || "create sets".to_owned();
+            let made = self.socket.each(&object, messages, &mut |which, refusal| {
+                refused = usize::try_from(which).ok().and_then(|it| sets.get(it));
+                Some(refusal)
+            });
+            made.map_err(|error| about_one(error, refused.map(|(name, _)| name), "create"))?;
+        }
+        Ok(())
+    }
+
+    fn making(
+        &mut self,
+        flags: u16,
+        name: &SetName,
+        family: Family,
+        kind: SetKind,
+        room: u32,
+        expected: u32,
+    ) -> Result<Message, Error> {
+        let revision = self.revision(family, kind)?;
+        let mut message = Command::Create.message(flags | EXCLUSIVE | CREATE, NO_FAMILY);
         message
+            .u8(attribute::PROTOCOL, self.protocol)
+            .text(attribute::SET_NAME, name.as_str())
             .text(attribute::TYPE_NAME, wire::type_name(kind))
             .u8(attribute::REVISION, revision)
             .u8(attribute::FAMILY, wire::family_number(family))
@@ -419,15 +492,15 @@ impl IpSets {
                     }
                 }
             });
-        self.socket.request(&object, message)?;
-        let header = self.header(name)?;
-        self.recognise(&header);
-        Ok(())
+        Ok(message)
     }
 
     /// The newest revision of a type that both the kernel and common `ipset` tools know: a set of
     /// a newer one would make `ipset list` on the node fail.
     fn revision(&mut self, family: Family, kind: SetKind) -> Result<u8, Error> {
+        if let Some(revision) = self.revisions.get(&(family, kind)) {
+            return Ok(*revision);
+        }
         let object = || format!("ask for set type {}", wire::type_name(kind));
         let mut message = Command::Type.message(ACK, NO_FAMILY);
         message
@@ -435,14 +508,16 @@ impl IpSets {
             .text(attribute::TYPE_NAME, wire::type_name(kind))
             .u8(attribute::FAMILY, wire::family_number(family));
         let replies = self.socket.request(&object, message)?;
-        replies
+        let revision = replies
             .first()
             .and_then(|reply| reply.attributes().u8(attribute::REVISION))
             .map(|newest| newest.min(wire::revision_known(kind)))
             .ok_or_else(|| Error::Garbled {
                 object: object(),
                 problem: "no revision",
-            })
+            })?;
+        self.revisions.insert((family, kind), revision);
+        Ok(revision)
     }
 
     fn about(&self, command: Command, name: &SetName) -> Message {
@@ -451,6 +526,25 @@ impl IpSets {
             .u8(attribute::PROTOCOL, self.protocol)
             .text(attribute::SET_NAME, name.as_str());
         message
+    }
+}
+
+/// How many members a set of a kind can hold, of which so many are known.
+fn room(name: &SetName, kind: SetKind, expected: u32) -> Result<u32, Error> {
+    match kind {
+        SetKind::Net | SetKind::NetPort => room_for(name, expected),
+        SetKind::Guard => Ok(guard::ROOM),
+    }
+}
+
+/// An error about many sets, if it is about one of them, says so.
+fn about_one(error: Error, refused: Option<&&SetName>, verb: &str) -> Error {
+    match (error, refused) {
+        (Error::Refused { source, .. }, Some(name)) => {
+            let object = format!("{verb} set {name}");
+            Error::Refused { object, source }
+        }
+        (error, _) => error,
     }
 }
 

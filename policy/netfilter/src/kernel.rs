@@ -1,12 +1,13 @@
 //! A node's kernel as the plan sees it: observed whole, changed step by step.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::Plan;
 use selvage_policy_core::render::render;
-use selvage_policy_core::ruleset::{ChainName, Family, Hook, SetName};
+use selvage_policy_core::ruleset::{Chain, ChainName, Family, Hook, Set, SetName};
 
 use crate::content::{Found, TABLE};
 use crate::error::Error;
@@ -248,8 +249,8 @@ impl Kernel {
     ) -> Result<(), Error> {
         let family = plan.family;
         self.clear(plan, begun, after)?;
-        for (name, set) in &plan.create {
-            self.sets.create(name, family, set.kind, &set.members)?;
+        self.sets.create_all(family, &by_use(plan))?;
+        for _ in &plan.create {
             after(Step::SetCreated);
         }
         for (name, members) in &plan.add {
@@ -540,6 +541,18 @@ impl Kernel {
     }
 }
 
+/// The sets that a plan creates, those first that most of its rules match on: each rule makes the tool ask the
+/// kernel for its set by name, and the kernel looks through all sets in the order in which they were made.
+fn by_use(plan: &Plan) -> Vec<(&SetName, &Set)> {
+    let mut uses: BTreeMap<&SetName, usize> = BTreeMap::new();
+    for set in plan.write.values().flat_map(Chain::sets) {
+        *uses.entry(set).or_default() += 1;
+    }
+    let mut sets: Vec<(&SetName, &Set)> = plan.create.iter().collect();
+    sets.sort_by_key(|(name, _)| Reverse(uses.get(name).copied().unwrap_or_default()));
+    sets
+}
+
 fn touches_rules(plan: &Plan) -> bool {
     let Plan {
         write,
@@ -556,4 +569,45 @@ fn touches_rules(plan: &Plan) -> bool {
 fn belongs(header: &Header, family: Family) -> bool {
     let named = header.name.family().or(header.family);
     named.unwrap_or(Family::V4) == family
+}
+
+#[cfg(test)]
+mod tests {
+    use selvage_policy_core::plan::plan;
+    use selvage_policy_core::ruleset::{Action, Match, MemberSet, Rule, Ruleset, SetKind, Side};
+
+    use super::*;
+
+    #[test]
+    fn the_sets_that_most_rules_match_on_are_made_first() {
+        let name = |text: &str| SetName::new(text).unwrap();
+        let kind = SetKind::Net;
+        let rule = |set: &str| Rule {
+            matches: vec![Match::Set {
+                set: name(set),
+                kind,
+                peer: Side::Source,
+            }],
+            action: Action::Return,
+        };
+        let rules = Vec::from(["selvage-b", "selvage-c", "selvage-c"].map(rule));
+        let empty = Ruleset::empty(Family::V4);
+        let members = MemberSet::new();
+        let set = |text: &str| {
+            let members = members.clone();
+            (name(text), Set { kind, members })
+        };
+        let want = Ruleset {
+            chains: [(
+                ChainName::new("selvage-x").unwrap(),
+                Chain::ending_in(Action::Drop, rules),
+            )]
+            .into(),
+            sets: ["selvage-a", "selvage-b", "selvage-c"].map(set).into(),
+            ..empty
+        };
+        let plan = plan(&want, &Observed::default());
+        let order: Vec<&str> = by_use(&plan).iter().map(|(set, _)| set.as_str()).collect();
+        assert_eq!(order, ["selvage-c", "selvage-b", "selvage-a"]);
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use selvage_policy_core::ruleset::{Family, Member, SetKind, SetName};
 
 use super::wire::{self, Change, attribute};
-use super::{ERROR_FULL, IpSets};
+use super::{ERROR_FULL, IpSets, about_one};
 use crate::error::Error;
 use crate::message::{ACK, Message, NO_FAMILY};
 use crate::socket::TOGETHER;
@@ -55,15 +55,15 @@ impl IpSets {
     pub(super) fn change_all<'a>(
         &mut self,
         change: Change,
-        members: impl Iterator<Item = (&'a SetName, &'a BTreeSet<Member>)>,
+        members: impl Iterator<Item = (&'a SetName, impl Iterator<Item: Borrow<Member>> + Clone)>,
     ) -> Result<BTreeSet<&'a SetName>, Error> {
         let mut full = BTreeSet::new();
         let mut batch = Vec::new();
         let mut size = 0;
         for (name, members) in members {
             let (family, kind) = self.shape(name)?;
-            check(name, family, kind, members.iter())?;
-            let mut rest = members.iter().peekable();
+            check(name, family, kind, members.clone())?;
+            let mut rest = members.peekable();
             let mut line = 0;
             while rest.peek().is_some() {
                 let message = self.filling(change, 0, name, &mut rest, &mut line);
@@ -101,15 +101,11 @@ impl IpSets {
         for name in &names {
             self.touch(name);
         }
-        done.map_err(|error| match (error, refused) {
-            (Error::Refused { source, .. }, Some(name)) => {
-                // It may be another set by now.
-                self.known.remove(name);
-                let object = format!("{} set {name}", change.verb());
-                Error::Refused { object, source }
-            }
-            (error, _) => error,
-        })
+        if let Some(name) = refused {
+            // It may be another set by now.
+            self.known.remove(name);
+        }
+        done.map_err(|error| about_one(error, refused.as_ref(), change.verb()))
     }
 
     fn touch(&mut self, name: &SetName) {

@@ -1,6 +1,6 @@
 //! Sets: what is written is what `ipset` and we read back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use selvage_netfilter::ipset::IpSets;
 use selvage_netfilter::{Backend, Error};
 use selvage_policy_core::index::{MemberChange, MemberChanges};
-use selvage_policy_core::ruleset::{Family, Member, Protocol, SetKind, SetName};
+use selvage_policy_core::ruleset::{Family, Member, Protocol, Set, SetKind, SetName};
 use selvage_tests::{assert_isolated, run, run_with_input};
 
 fn open() -> Result<IpSets> {
@@ -67,6 +67,46 @@ fn ten_thousand_members_of_any_shape_come_back_as_written() -> Result<()> {
         assert_eq!(listed(text)?.len(), 10_000, "{text}, by the ipset tool");
     }
     assert_eq!(sets.list()?.len(), 4);
+    Ok(())
+}
+
+#[test]
+fn hundreds_of_sets_made_together_hold_what_each_was_given() -> Result<()> {
+    let mut sets = open()?;
+    let written: BTreeMap<SetName, Set> = (0..300)
+        .map(|number: u32| {
+            let kind = if number.is_multiple_of(2) {
+                SetKind::Net
+            } else {
+                SetKind::NetPort
+            };
+            // Some are empty, most share a message with others, and a few need many of their own.
+            let count = if number % 100 == 50 {
+                5_000
+            } else {
+                number % 7
+            };
+            let members = members(Family::V4, kind, count);
+            let members = members.into_iter().collect();
+            (
+                name(&format!("selvage-4-{number:03}")),
+                Set { kind, members },
+            )
+        })
+        .collect();
+    let all: Vec<(&SetName, &Set)> = written.iter().collect();
+    sets.create_all(Family::V4, &all)?;
+    assert_eq!(sets.list()?.len(), written.len());
+    for (name, set) in &written {
+        let (header, read) = sets.read(name)?;
+        assert_eq!(read, set.members, "{name}");
+        assert_eq!(
+            (header.kind, header.family),
+            (Some(set.kind), Some(Family::V4))
+        );
+    }
+    let again = sets.create_all(Family::V4, &all).unwrap_err().to_string();
+    assert!(again.contains("selvage-4-000"), "{again}");
     Ok(())
 }
 
