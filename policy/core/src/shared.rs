@@ -133,7 +133,7 @@ impl<T: Ord + Copy> Shared<T> {
     ///
     /// *Cost*: a copy of each chunk that changes, and of their list when that is shared.
     pub fn change(&mut self, mut changes: &[(T, bool)], mut tell: impl FnMut(T, bool)) {
-        let mut merged = Vec::new();
+        let mut merged = Vec::with_capacity(CHUNK_MAX + changes.len().min(CHUNK_MAX));
         let mut at = 0;
         while let [(first, _), ..] = changes {
             at += self.chunks[at..].partition_point(|chunk| chunk.last < *first);
@@ -176,7 +176,15 @@ impl<T: Ord + Copy> Shared<T> {
         } else {
             CHUNK_MAX
         };
-        chunks.splice(first..next, Chunk::all(members, size));
+        let mut new = Chunk::all(members, size);
+        if next - first == 1
+            && members.len() <= size
+            && let Some(one) = new.next()
+        {
+            chunks[first] = one;
+        } else {
+            chunks.splice(first..next, new);
+        }
         first
     }
 

@@ -170,7 +170,7 @@ impl MemberSet {
     ///
     /// *Cost*: as [`Shared::change`].
     pub fn change(&mut self, changes: &[(Member, bool)], mut tell: impl FnMut(Member, bool)) {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let (mut v4, mut v6) = (Vec::with_capacity(changes.len()), Vec::new());
         for (member, goes_in) in changes {
             match Held::from(*member) {
                 Held::V4(packed) => v4.push((packed, *goes_in)),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::source::Counted;
 use super::{Active, State};
 use crate::index::event::{MemberChange, MemberChanges};
-use crate::index::members::Touched;
+use crate::index::members::{Element, Touched};
 use crate::ruleset::{Family, Member, MemberSet, Set, SetName};
 
 /// What is in a feed's sets.
@@ -82,14 +83,23 @@ impl Active {
     /// Brings the sets up to date with what events did to the sources, and notes what that changed:
     /// a member goes in with the first part of a set that has it, and out with the last.
     pub(in crate::index) fn follow(&mut self, touched: Touched, changes: &mut MemberChanges) {
+        let touched: Vec<(&Counted, Element)> = touched
+            .into_sorted()
+            .into_iter()
+            .filter(|(_, element)| self.families.contains(&Family::of_address(element.0)))
+            .map(|(source, element)| (self.sources.get(source), element))
+            .collect();
+        let mut counts = vec![0; self.filled.len()];
+        for (counted, _) in &touched {
+            for (feed, _) in &counted.feeds {
+                counts[*feed] += 1;
+            }
+        }
         // By feed: members that may have come or gone, and whether every source has to be asked, since
         // the one that was touched has it no more.
-        let mut concerned: Vec<Vec<(Member, bool)>> = vec![Vec::new(); self.filled.len()];
-        for (source, element) in touched.into_sorted() {
-            if !self.families.contains(&Family::of_address(element.0)) {
-                continue;
-            }
-            let counted = self.sources.get(source);
+        let mut concerned: Vec<Vec<(Member, bool)>> =
+            counts.into_iter().map(Vec::with_capacity).collect();
+        for (counted, element) in touched {
             let asked = !counted.members.contains(element);
             for (feed, stamp) in &counted.feeds {
                 concerned[*feed].push((counted.member(element, *stamp), asked));
@@ -110,7 +120,8 @@ impl Active {
             let family = |(member, _): &(Member, bool)| Family::of(&member.net);
             for members in members.chunk_by(|one, other| family(one) == family(other)) {
                 let family = family(&members[0]);
-                let (mut add, mut remove) = (Vec::new(), Vec::new());
+                let room = || Vec::with_capacity(members.len());
+                let (mut add, mut remove) = (room(), room());
                 let set = self.filled[number].of_mut(family);
                 set.change(members, |member, goes_in| {
                     let changed = if goes_in { &mut add } else { &mut remove };
