@@ -284,7 +284,7 @@ impl View<'_> {
     fn change_of_size(&self, busy: &BTreeSet<EniId>) -> Vec<Action> {
         let sizes = Sizes::of(self);
         let short = sizes.short(self);
-        if self.pool.wants_subnets(short > 0, self.now) && self.subnets_matter() {
+        if self.wants_subnets(false) {
             return vec![Action::DescribeSubnets];
         }
         let lacking = short > 0 || self.waiting > 0;
@@ -301,9 +301,11 @@ impl View<'_> {
         actions
     }
 
-    /// Under custom networking subnets only tell whether an ENIConfig's is in reach.
-    fn subnets_matter(&self) -> bool {
-        !self.pool.settings.custom_networking || self.pool.network.eni_config.is_ok()
+    /// Whether subnets are to be looked at; `choosing`: before an interface is made in one.
+    pub(crate) fn wants_subnets(&self, choosing: bool) -> bool {
+        // Under custom networking subnets only tell whether an ENIConfig's is in reach.
+        let matter = !self.pool.settings.custom_networking || self.pool.network.eni_config.is_ok();
+        matter && self.pool.wants_subnets(choosing, self.now)
     }
 
     /// Whether interfaces may come and go.

@@ -71,7 +71,7 @@ impl View<'_> {
         };
         if need > 0 && self.begins_with_eni(sizes) {
             self.create(&mut asking, sizes, &mut need, &mut actions);
-            if self.pool.network.describing {
+            if self.pool.network.describing || actions.contains(&Action::DescribeSubnets) {
                 // Where it can be made is being looked up.
                 return actions;
             }
@@ -237,6 +237,9 @@ impl View<'_> {
             .saturating_sub(self.managed());
         let at_once = AT_ONCE.saturating_sub(self.pool.creating.len());
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(at_once);
+        if most > 0 && *need > 0 && self.looks_first(actions) {
+            return;
+        }
         for nth in 0..most {
             if *need == 0 {
                 break;
@@ -259,6 +262,14 @@ impl View<'_> {
             let request = self.pool.new_request(site, want, nth, self.now);
             actions.push(Action::Create(request));
         }
+    }
+
+    /// Whether a subnet is chosen only once they have been looked at again.
+    fn looks_first(&self, actions: &mut Vec<Action>) -> bool {
+        if self.wants_subnets(true) && !actions.contains(&Action::DescribeSubnets) {
+            actions.push(Action::DescribeSubnets);
+        }
+        self.pool.network.describing || actions.contains(&Action::DescribeSubnets)
     }
 
     /// Single addresses for pods that wait where no prefix can be had. They take places that a prefix would use better:
@@ -310,6 +321,12 @@ impl View<'_> {
         let full = self.managed() >= self.targets.enis(self.limits);
         if full || !self.may_move_enis() || self.pool.growth.pausing(self.now) || self.eni_limit() {
             return None;
+        }
+        if self.pool.network.describing {
+            return None;
+        }
+        if self.wants_subnets(true) {
+            return Some(Action::DescribeSubnets);
         }
         let sites = self.pool.sites(Kind::Address, self.now).ok()?;
         sites.iter().find_map(|site| {

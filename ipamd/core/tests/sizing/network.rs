@@ -282,3 +282,26 @@ fn without_discovery_other_subnets_are_left_alone() {
     node.settle();
     assert_eq!(subnets(&node), ["subnet-1", "subnet-1"]);
 }
+
+#[test]
+fn subnets_are_looked_at_again_before_an_interface_is_made_and_not_before_one_is_filled() {
+    let mut node = Node::new(
+        Ec2::with_limits(3, 10),
+        Targets {
+            warm_ips: Some(3),
+            ..Targets::default()
+        },
+    );
+    node.settle();
+    let looks = |node: &Node| node.ec2.calls(Operation::DescribeSubnets);
+    node.wait(4000);
+    assert!(node.add());
+    node.settle();
+    assert_eq!((node.sizes(), looks(&node)), ((1, 4, 3), 1));
+    for _ in 0..6 {
+        assert!(node.add());
+        node.settle();
+        node.wait(61);
+    }
+    assert_eq!((node.ec2.enis().len(), looks(&node)), (2, 2));
+}
