@@ -13,7 +13,9 @@
 //! and what is over down.
 //!
 //! What was in use at once within the last minutes counts as in use when it comes to giving back, so that a pool that
-//! breathes with its pods does not call EC2 with each breath.
+//! breathes with its pods does not call EC2 with each breath. Nor does what was asked for within them go, for
+//! it is there for pods that are to come. Who had to ask again for what it had given back holds for longer, until it is at
+//! rest.
 
 use std::collections::BTreeSet;
 

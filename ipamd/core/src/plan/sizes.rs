@@ -19,6 +19,10 @@ pub(crate) struct Sizes {
     pub(crate) held_back: u32,
     /// Blocks of which no pod has or had an address lately.
     pub(crate) free_blocks: u32,
+    /// Of which were asked for lately, for pods that are to come.
+    pub(crate) young_blocks: u32,
+    /// Addresses of these.
+    pub(crate) young: u32,
     /// Blocks.
     pub(crate) blocks: u32,
     /// Addresses that EC2 has been asked for.
@@ -49,6 +53,7 @@ impl Sizes {
             }
             sizes.everything = sizes.everything.saturating_add(addresses);
         }
+        let hold = pool.demand.hold(now);
         let mut used_anywhere = 0u32;
         for eni in pool.enis.values() {
             let used = eni.assigned() + eni.cooling(now);
@@ -75,7 +80,13 @@ impl Sizes {
                 sizes.total = sizes.total.saturating_add(block.size());
                 sizes.used += block.assigned() + cooling;
                 sizes.blocks += 1;
-                sizes.free_blocks += u32::from(block.is_wholly_free(now));
+                if block.is_wholly_free(now) {
+                    sizes.free_blocks += 1;
+                    if now.since(block.acquired) < hold {
+                        sizes.young_blocks += 1;
+                        sizes.young = sizes.young.saturating_add(block.size());
+                    }
+                }
             }
         }
         sizes.held_back = pool.demand.peak(used_anywhere, now) - used_anywhere;
@@ -147,15 +158,15 @@ impl Sizes {
             .saturating_sub(self.available)
     }
 
-    /// How many addresses there are too many; with prefixes, in whole ones. What was used lately stays. In ENI mode only
-    /// a whole interface's worth counts, and what stays after its removal must still be enough.
+    /// How many addresses there are too many; with prefixes, in whole ones. What was used or asked for lately stays. In
+    /// ENI mode only a whole interface's worth counts, and what stays after its removal must still be enough.
     pub(crate) fn over(&self, view: &View<'_>) -> u32 {
         let targets = view.targets;
         let available = self.available.saturating_sub(self.held_back);
         match (view.mode(), targets.by_addresses()) {
             (Mode::Ipv6, _) => 0,
             (Mode::Addresses, Some((warm, minimum))) => available
-                .saturating_sub(warm)
+                .saturating_sub(warm.max(self.young))
                 .min(self.total.saturating_sub(minimum)),
             (Mode::Addresses, None) => {
                 let per_eni = view.limits.places_per_eni();
@@ -174,8 +185,8 @@ impl Sizes {
                     .saturating_add(self.held_back)
                     .saturating_add(warm);
                 let needed = prefixes(wanted.max(minimum));
-                let over = self.blocks.saturating_sub(needed).min(self.free_blocks);
-                over * PREFIX_ADDRESSES
+                let old = self.free_blocks.saturating_sub(self.young_blocks);
+                self.blocks.saturating_sub(needed).min(old) * PREFIX_ADDRESSES
             }
             (Mode::Prefixes, None) => {
                 let free = self.free_blocks.saturating_sub(prefixes(self.held_back));
@@ -186,6 +197,7 @@ impl Sizes {
                         .min(self.available);
                 // With target 0 one address must stay.
                 let keep = targets.warm_prefixes.max(u32::from(in_use == 0));
+                let keep = keep.max(self.young_blocks);
                 free.saturating_sub(keep) * PREFIX_ADDRESSES
             }
         }

@@ -73,6 +73,8 @@ fn jobs_that_come_every_three_minutes_find_their_addresses_there() {
             node.wait(10);
         }
     };
+    // What was asked for ahead of the first ones, and nobody used, goes with the second.
+    run(&mut node);
     run(&mut node);
     let before =
         node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::UnassignAddresses);
@@ -193,4 +195,74 @@ fn an_address_that_rests_does_not_count_as_one_that_a_pod_can_have() {
     assert!(node.add());
     node.settle();
     assert_eq!(node.sizes(), (3, 9, 5), "two were free, and one rested");
+}
+
+/// Calls that change what the node holds.
+fn changes(node: &Node) -> u64 {
+    node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::UnassignAddresses)
+}
+
+/// So many pods come, one a second, stay a minute, and go; until a quarter of an hour has passed.
+fn jobs(node: &mut Node, count: u32) {
+    let first = node.pods + 1;
+    for _ in 0..count {
+        if !node.add() {
+            node.settle();
+            node.pods -= 1;
+            assert!(node.add());
+        }
+        node.settle();
+        node.wait(1);
+    }
+    node.wait(60);
+    for pod in first..=node.pods {
+        node.del(pod);
+    }
+    for _ in 0..(840 - count) / 10 {
+        node.settle();
+        node.wait(10);
+    }
+}
+
+#[test]
+fn a_node_that_had_to_ask_again_for_what_it_gave_back_holds_it_until_it_rests() {
+    let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
+    node.settle();
+    jobs(&mut node, 60);
+    assert_eq!(node.sizes(), (1, 16, 16), "nobody knows yet that more come");
+    // What it asks for ahead and nobody needs still goes, once.
+    jobs(&mut node, 60);
+    jobs(&mut node, 60);
+    let before = changes(&node);
+    for _ in 0..4 {
+        jobs(&mut node, 60);
+    }
+    assert_eq!(changes(&node), before);
+    node.wait(840);
+    node.settle();
+    assert_eq!(node.sizes(), (1, 16, 16), "it is at rest");
+    // And what it asks for long after is no regret.
+    node.wait(1200);
+    jobs(&mut node, 60);
+    assert_eq!(node.sizes(), (1, 16, 16));
+}
+
+#[test]
+fn what_was_asked_for_pods_to_come_is_not_given_back_before_they_had_time_to() {
+    let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
+    node.settle();
+    // A pod a second: more are asked for than the target is.
+    for _ in 0..20 {
+        assert!(node.add());
+        node.settle();
+        node.wait(1);
+    }
+    let (_, held, free) = node.sizes();
+    assert!(free > 32, "{free} of {held}");
+    node.wait(200);
+    node.settle();
+    assert_eq!(node.sizes(), (1, held, free));
+    node.wait(400);
+    node.settle();
+    assert_eq!(node.sizes(), (1, 48, 28), "they did not come");
 }
