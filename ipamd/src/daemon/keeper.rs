@@ -77,6 +77,8 @@ struct Timers {
     disturbed: Option<Instant>,
     /// Tables among it.
     tables_disturbed: bool,
+    /// Pods were too young for the last look: when to look again.
+    young: Option<Instant>,
     /// When a look at the host has last begun or ended.
     looked: Instant,
     installing: bool,
@@ -146,6 +148,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                 refreshing: 0,
                 disturbed: None,
                 tables_disturbed: false,
+                young: None,
                 looked: now,
                 installing: false,
             },
@@ -171,6 +174,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             let patience = self.waiting.iter().map(|w| w.until).min();
             let write = self.journal.due_at(Instant::now());
             let disturbed = self.timers.disturbed;
+            let look = disturbed.into_iter().chain(self.timers.young).min();
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(request) = inbox.recv() => {
@@ -196,7 +200,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                     self.look_around();
                 }
                 by = shared.host.disturbed(), if disturbed.is_none() => self.disturbed(by),
-                () = at(disturbed) => self.look_after_disturbance(),
+                () = at(look) => self.look_again(),
                 () = at(patience.into_iter().chain(write).min()) => {}
             }
         }

@@ -197,9 +197,11 @@ impl Host for Kernel {
     }
 
     async fn disturbed(&self) -> Disturbed {
+        // Tables first: while pods come and go there is always something about routing.
         tokio::select! {
-            () = self.disturbed_by(self.monitor()) => Disturbed::Routing,
+            biased;
             () = self.disturbed_by(self.table_monitor()) => Disturbed::Tables,
+            () = self.disturbed_by(self.monitor()) => Disturbed::Routing,
         }
     }
 }

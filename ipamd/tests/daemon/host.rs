@@ -92,6 +92,28 @@ async fn what_the_plugin_is_still_making_is_not_repaired_and_looked_at_when_it_m
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_pods_come_a_disturbance_is_looked_at_as_soon_as_ever() {
+    let node = Node::new(Ec2::small());
+    let daemon = node.start_ready().await;
+    settled(&node).await;
+    for (pod, what) in [
+        ("a", Disturbed::Routing),
+        ("b", Disturbed::Tables),
+        ("c", Disturbed::Routing),
+    ] {
+        daemon.add_ok(pod).await;
+        node.book.0.lock().unwrap().disturbed = what;
+        let before = looks(&node);
+        let disturbed = Instant::now();
+        node.book.1.notify_one();
+        until("a look", || looks(&node) > before).await;
+        let after = disturbed.elapsed();
+        assert!(after < Duration::from_millis(1500), "{pod}: {after:?}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_was_let_go_during_a_look_is_not_left_with_rules() {
     let node = Node::new(Ec2::small());
     let daemon = node.start_ready().await;

@@ -68,7 +68,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             // A lease of the future is one from before the clock was set back.
             leases.retain(|lease| lease.since > now || now.since(lease.since) >= YOUNG);
             if leases.len() < all {
-                self.timers.disturbed.get_or_insert(Instant::now() + YOUNG);
+                self.timers.young.get_or_insert(Instant::now() + YOUNG);
             }
         }
         let pods = pod_nets(leases);
@@ -154,13 +154,17 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
         self.timers.disturbed = Some(settled.max(self.timers.looked + REST));
     }
 
-    pub(super) fn look_after_disturbance(&mut self) {
+    /// Looks because of a disturbance, or at pods that were too young.
+    pub(super) fn look_again(&mut self) {
+        let now = Instant::now();
         if self.timers.refreshing > 0 {
             // One that is under way may have seen it, or not.
-            self.timers.disturbed = Some(Instant::now() + REST);
+            self.timers.disturbed = Some(now + REST);
+            self.timers.young = self.timers.young.map(|due| due.max(now + REST));
             return;
         }
         self.timers.disturbed = None;
+        self.timers.young = self.timers.young.filter(|due| *due > now);
         let scope = if std::mem::take(&mut self.timers.tables_disturbed) {
             Scope::All
         } else {
