@@ -43,6 +43,7 @@ class Played:
     hold: float = 0.0
     doomed: bool = False  # its pods cannot live on: their addresses are gone
     addresses: set[str] = field(default_factory=set)  # the node's pods that have them, now or soon
+    whole_node: bool = False  # pods that come while it lasts are hit as well
     waits: bool = False  # for a call of EC2, which may not come
 
 
@@ -241,7 +242,8 @@ def rule_deleted(node: FaultNode) -> Played | None:
         found = [one for one in node.ip("rule") if _same(one, rule)]
         return bool(found) or (rule["priority"] != MARKED and not owned)
 
-    return Played(" ".join(words), pods, flows, repaired=back)
+    whole_node = rule["priority"] == MARKED
+    return Played(" ".join(words), pods, flows, repaired=back, whole_node=whole_node)
 
 
 def _same(one: dict[str, object], other: dict[str, object]) -> bool:
@@ -297,7 +299,9 @@ def _table(node: FaultNode, table: str) -> list[dict[str, object]]:
 def snat_flushed(node: FaultNode) -> Played:
     before = _snat(node)
     node.run("iptables", "-w", "-t", "nat", "-F", SNAT_CHAIN)
-    return Played(SNAT_CHAIN, set(node.live), (OUTSIDE,), repaired=lambda: _snat(node) == before)
+    return Played(
+        SNAT_CHAIN, set(node.live), (OUTSIDE,), repaired=lambda: _snat(node) == before, whole_node=True
+    )
 
 
 def _snat(node: FaultNode) -> set[str]:

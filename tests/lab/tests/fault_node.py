@@ -180,7 +180,28 @@ class FaultNode:
 
         with contextlib.suppress(AssertionError):
             eventually("interfaces go with the node", lambda: not left(), within=5)
-        self.complaints += [f"{self.name}: {eni} outlived its node" for eni in left()]
+        swept = set(self._swept(instance))
+        for eni in left():
+            if eni in swept:
+                self.count("interfaces left to the sweeper")
+                unthrottled(lambda eni=eni: self.vpc.ec2("DeleteNetworkInterface", NetworkInterfaceId=eni))
+            else:
+                self.complaints.append(f"{self.name}: {eni} outlived its node")
+
+    def _swept(self, instance: str) -> list[str]:
+        """What the cluster's sweeper will find, which is not here: interfaces of an instance that was made an end of
+        between their making and their attaching."""
+        filters = {
+            "tag:node.k8s.amazonaws.com/instance_id": instance,
+            "tag-key": "node.k8s.amazonaws.com/createdAt",
+            "status": "available",
+            "description": f"aws-K8S-{instance}",
+        }
+        words = {}
+        for at, (name, value) in enumerate(filters.items(), start=1):
+            words |= {f"Filter.{at}.Name": name, f"Filter.{at}.Value.1": value}
+        found = unthrottled(lambda: self.vpc.ec2("DescribeNetworkInterfaces", **words))
+        return [one.text or "" for one in found.iter("networkInterfaceId")]
 
     # What is true of it
 

@@ -42,10 +42,10 @@ SETTLE = 30.0
 
 @dataclass(frozen=True)
 class Excuse:
-    """Packets that a fault may cost: its own pods', while it lasts."""
+    """Packets that a fault may cost: its own pods', while it lasts. `None`: all the node's."""
 
     node: str
-    pods: frozenset[str]
+    pods: frozenset[str] | None
     addresses: frozenset[str]
     flows: tuple[str, ...]
     since: float
@@ -54,7 +54,7 @@ class Excuse:
     def covers(self, loss: Loss) -> bool:
         return (
             loss.pod.startswith(f"{self.node}/")
-            and (loss.pod in self.pods or loss.address in self.addresses)
+            and (self.pods is None or loss.pod in self.pods or loss.address in self.addresses)
             and loss.flow in self.flows
             and self.since - BEFORE <= loss.at <= self.until + AFTER
         )
@@ -149,7 +149,8 @@ class Run:
             self.repairs.setdefault(name, []).append(now - until)
             if fulls or played.addresses:
                 whose = frozenset(played.addresses)
-                excuse = Excuse(node.node.name, fulls, whose, played.flows, since, now)
+                pods = None if played.whole_node else fulls
+                excuse = Excuse(node.node.name, pods, whose, played.flows, since, now)
                 self.excuses.append(excuse)
             print(f"{sum(self.histogram.values()):5}  {node.name}  {name}: {played.words} ({now - since:.1f} s)", flush=True)
         if played.doomed:

@@ -48,7 +48,6 @@ class Heart:
     def __init__(self, watcher: Namespace, address: str):
         self._lock = threading.Lock()
         self._pods: dict[str, _Beating] = {}
-        self._by_address: dict[str, str] = {}
         self._pending: dict[tuple[str, str, int], float] = {}
         self._sequence = 0
         self.losses: list[Loss] = []
@@ -56,7 +55,7 @@ class Heart:
         self._selector = selectors.DefaultSelector()
         self._watcher = watcher.bind_udp(address, PORT)
         self._watcher.setblocking(False)
-        self._selector.register(self._watcher, selectors.EVENT_READ, ("watcher", None))
+        self._selector.register(self._watcher, selectors.EVENT_READ, "watcher")
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
         self._thread.start()
@@ -76,9 +75,8 @@ class Heart:
         with self._lock:
             for one, kind in ((echo, "echo"), (out, "out")):
                 one.setblocking(False)
-                self._selector.register(one, selectors.EVENT_READ, (kind, beating))
+                self._selector.register(one, selectors.EVENT_READ, kind)
             self._pods[pod] = beating
-            self._by_address[address] = pod
 
     def remove(self, pod: str) -> None:
         """Stops: what is on its way counts no more."""
@@ -86,9 +84,6 @@ class Heart:
             beating = self._pods.pop(pod, None)
             if beating is None:
                 return
-            # EC2 may have given the address to another pod's interface meanwhile.
-            if self._by_address.get(beating.address) == pod:
-                del self._by_address[beating.address]
             for one in (beating.echo, beating.out):
                 self._selector.unregister(one)
                 one.close()
@@ -129,7 +124,8 @@ class Heart:
                 del self._pending[pod, flow, sequence]
                 self.losses.append(Loss(pod, self._pods[pod].address, flow, at))
         for beating in self._pods.values():
-            words = str(self._sequence).encode()
+            # With the name: an address that was taken from one pod may be another's before the first has ended.
+            words = f"{beating.pod} {self._sequence}".encode()
             outside = (layout.INTERNET_ADDRESS, layout.INTERNET_UDP_PORT)
             for flow, sender, target in (
                 (INSIDE, self._watcher, (beating.address, PORT)),
@@ -143,7 +139,7 @@ class Heart:
                     pass  # not sent is not answered
 
     def _hear(self, key: selectors.SelectorKey) -> None:
-        kind, beating = key.data
+        kind = key.data
         try:
             words, source = key.fileobj.recvfrom(2048)  # type: ignore[union-attr]
             if kind == "echo":
@@ -152,7 +148,7 @@ class Heart:
         except OSError:
             return
         now = time.monotonic()
-        pod = beating.pod if beating is not None else self._by_address.get(source[0])
         flow = OUTSIDE if kind == "out" else INSIDE
-        if pod in self._pods and self._pending.pop((pod, flow, int(words.split()[-1])), None):
+        *_, pod, sequence = words.decode().split()
+        if pod in self._pods and self._pending.pop((pod, flow, int(sequence)), None):
             self._pods[pod].answered[flow] = now
