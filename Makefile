@@ -64,6 +64,7 @@ lint: ## clippy on everything, warnings are errors; the fuzzer's own lock file i
 	cd fuzz/engine && cargo metadata --locked --format-version 1 >/dev/null
 
 deny: ## licences, sources and bans of the dependency tree
+	cargo fetch --quiet --locked
 	cargo deny --offline --log-level error check bans licenses sources
 
 doc: ## public documentation, warnings are errors
