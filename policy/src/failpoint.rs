@@ -26,7 +26,7 @@ pub enum Failpoint {
     Compiled,
     /// A set in the way of a new one is gone.
     SetCleared,
-    /// A set is made and filled; no rule uses it.
+    /// A set is made and filled, or all are that are made together, first empty, then filled; no rule uses them.
     SetCreated,
     /// Members were added to a set in use.
     MembersAdded,

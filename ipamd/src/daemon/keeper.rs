@@ -27,7 +27,7 @@ use super::{DRAIN, Ready, RunError, Shared, act};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Store};
 use crate::cluster::{Cluster, NodeView};
 use crate::conflist::{self, InstallError, Installed, Missing};
-use crate::hostnet::{Host, HostError, Obstacle};
+use crate::hostnet::{Disturbed, Host, HostError, Obstacle};
 
 mod host;
 mod leases;
@@ -73,10 +73,8 @@ struct Timers {
     crowd: Option<Instant>,
     refresh: Instant,
     refreshing: u8,
-    /// Somebody has disturbed the host's network: when to look.
-    disturbed: Option<Instant>,
-    /// Tables among it.
-    tables_disturbed: bool,
+    /// Somebody has disturbed the host's network: when to look, and at what.
+    disturbed: Option<(Instant, Disturbed)>,
     /// Pods were too young for the last look: when to look again.
     young: Option<Instant>,
     /// When a look at the host has last begun or ended.
@@ -147,7 +145,6 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                 refresh: now + REFRESH,
                 refreshing: 0,
                 disturbed: None,
-                tables_disturbed: false,
                 young: None,
                 looked: now,
                 installing: false,
@@ -173,7 +170,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             self.advance();
             let patience = self.waiting.iter().map(|w| w.until).min();
             let write = self.journal.due_at(Instant::now());
-            let disturbed = self.timers.disturbed;
+            let disturbed = self.timers.disturbed.map(|(due, _)| due);
             let look = disturbed.into_iter().chain(self.timers.young).min();
             tokio::select! {
                 () = shutdown.cancelled() => break,

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use selvage_ipamd::hostnet::{Change, Disturbed, Host, Kernel, Part, PodNet};
+use selvage_ipamd::hostnet::{Change, Disturbed, Host, Kernel, Part, PodNet, Snat};
 
 use crate::world::{
     INSIDE, NODE, OUTSIDE, build, ensure_all, exchange, listen, node, pod, primary, second, sh,
-    talk, told, words,
+    talk, told, with_v4, words,
 };
 
 /// One look as the daemon makes it.
@@ -253,6 +253,23 @@ async fn begins_anew(tool: &str) {
         assert_eq!(parts(&changed), [Part::Nat], "{chain}");
         assert!(exchange(&client, &server, to).is_some(), "{chain}");
     }
+}
+
+#[tokio::test]
+async fn where_somebody_else_translates_no_connection_begins_anew() {
+    build();
+    let pods = [pod("b", "10.40.0.10", 1)];
+    let kernel = Kernel::new();
+    start(&kernel, &pods).await;
+    let external = with_v4(|pods| pods.snat = Snat::External);
+    kernel.ensure_node(&external).await.unwrap();
+    let client = listen("b", "0.0.0.0", 0);
+    client.send_to(b"unanswered", (OUTSIDE, 9)).unwrap();
+    sh(
+        "iptables-nft -t nat -N AWS-SNAT-CHAIN-0; iptables-nft -t nat -A AWS-SNAT-CHAIN-0 -j RETURN",
+    );
+    let changed = kernel.ensure_node(&external).await.unwrap();
+    assert_eq!(parts(&changed), [Part::Nat], "{}", words(&changed));
 }
 
 #[tokio::test]

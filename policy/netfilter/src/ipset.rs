@@ -39,7 +39,7 @@ const ERROR_BUSY: i32 = 4100;
 /// `IPSET_ERR_HASH_FULL`: `maxelem` is reached.
 const ERROR_FULL: i32 = 4352;
 
-/// So many sets are made together. In a few, each has what it is made with read back by itself.
+/// So many sets are made together. Of a few, each has what it is made with read back by itself.
 const MANY: usize = 8;
 
 /// What iptables-nft deletes is freed by a worker, later, and refers to its sets until then.
@@ -175,30 +175,40 @@ impl IpSets {
     }
 
     /// Makes sets of a family in this order, as [`IpSets::create`] makes each, in as few exchanges as will
-    /// do. The kernel finds a set by its name the sooner, the earlier it was made.
+    /// do. The kernel finds a set by its name the sooner, the earlier it was made. `made` is told of each, or
+    /// of all when they are there and again when they are filled.
     ///
     /// *Errors*: as [`IpSets::create`]; some sets are there then, filled or not.
     ///
     /// *Cost*: 0.4 µs a member; and for each set the kernel looks through all there are twice.
-    pub fn create_all(&mut self, family: Family, sets: &[(&SetName, &Set)]) -> Result<(), Error> {
-        if sets.len() < MANY {
+    pub fn create_all(
+        &mut self,
+        family: Family,
+        sets: &[(&SetName, &Set)],
+        made: &mut dyn FnMut(),
+    ) -> Result<(), Error> {
+        // A look at all headers is cheaper than one at each where most tables are new, and so empty: it costs
+        // what all of them are long.
+        if sets.len() < MANY.max(self.known.len()) {
             for (name, set) in sets {
                 self.create(name, family, set.kind, &set.members)?;
+                made();
             }
             return Ok(());
         }
         self.make_all(family, sets)?;
-        let made: BTreeMap<&SetName, &Set> = sets.iter().copied().collect();
-        // One look at all headers is cheaper than one at each, and tables that are empty are soon counted.
+        made();
+        let by_name: BTreeMap<&SetName, &Set> = sets.iter().copied().collect();
         let headers = self.list()?;
-        for header in headers.iter().filter(|it| made.contains_key(&it.name)) {
+        for header in headers.iter().filter(|it| by_name.contains_key(&it.name)) {
             self.recognise(header);
         }
         let add = sets.iter().map(|(name, set)| (*name, set.members.iter()));
         for full in self.change_all(Change::Add, add)? {
-            let members: BTreeSet<Member> = made[full].members.iter().collect();
+            let members: BTreeSet<Member> = by_name[full].members.iter().collect();
             self.rebuild(full, &members)?;
         }
+        made();
         Ok(())
     }
 

@@ -55,7 +55,7 @@ struct Begun {
 pub enum Step {
     /// A set that was in the way is gone.
     SetCleared,
-    /// A set is there with all its members.
+    /// A set is there with all its members; or all are that are made together, first empty, then filled.
     SetCreated,
     /// Members are in a set that was there.
     MembersAdded,
@@ -249,10 +249,8 @@ impl Kernel {
     ) -> Result<(), Error> {
         let family = plan.family;
         self.clear(plan, begun, after)?;
-        self.sets.create_all(family, &by_use(plan))?;
-        for _ in &plan.create {
-            after(Step::SetCreated);
-        }
+        self.sets
+            .create_all(family, &by_use(plan), &mut || after(Step::SetCreated))?;
         for (name, members) in &plan.add {
             self.sets.add(name, members)?;
             after(Step::MembersAdded);

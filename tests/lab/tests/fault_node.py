@@ -189,8 +189,8 @@ class FaultNode:
                 self.complaints.append(f"{self.name}: {eni} outlived its node")
 
     def _swept(self, instance: str) -> list[str]:
-        """What the cluster's sweeper will find, which is not here: interfaces of an instance that was made an end of
-        between their making and their attaching."""
+        """What the cluster's sweeper, which is not here, will find: interfaces whose instance ended between their
+        making and their attaching."""
         filters = {
             "tag:node.k8s.amazonaws.com/instance_id": instance,
             "tag-key": "node.k8s.amazonaws.com/createdAt",

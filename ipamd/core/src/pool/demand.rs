@@ -22,6 +22,10 @@ const PACE: u32 = 8;
 /// ... if they took this long at least: those that come at once are no pace.
 const PACE_OVER: Duration = Duration::from_secs(5);
 
+fn span(windows: usize) -> Duration {
+    WINDOW.mul_f64(windows as f64)
+}
+
 /// A number over windows that move: the latest first.
 #[derive(Debug, Clone, Copy)]
 struct Windows<const N: usize> {
@@ -83,8 +87,7 @@ impl Demand {
 
     /// More is asked for. `given`: when something was last given back.
     pub(crate) fn asked(&mut self, given: Option<Timestamp>, now: Timestamp) {
-        let all = WINDOW * u32::try_from(WINDOWS).unwrap_or(u32::MAX);
-        self.regrets |= given.is_some_and(|given| now.since(given) < all);
+        self.regrets |= given.is_some_and(|given| now.since(given) < span(WINDOWS));
     }
 
     fn is_patient(&self, now: Timestamp) -> bool {
@@ -104,7 +107,7 @@ impl Demand {
 
     /// For so long what was in use at once, or what was asked for and nobody has used, is held.
     pub(crate) fn hold(&self, now: Timestamp) -> Duration {
-        WINDOW * u32::try_from(self.held(now)).unwrap_or(u32::MAX)
+        span(self.held(now))
     }
 
     /// The most that was in use at once lately, at least `used`, which are now.

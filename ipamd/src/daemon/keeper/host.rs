@@ -149,26 +149,25 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
 
     /// Somebody may have changed what is ours.
     pub(super) fn disturbed(&mut self, what: Disturbed) {
-        self.timers.tables_disturbed |= what == Disturbed::Tables;
         let settled = Instant::now() + SETTLE;
-        self.timers.disturbed = Some(settled.max(self.timers.looked + REST));
+        self.timers.disturbed = Some((settled.max(self.timers.looked + REST), what));
     }
 
     /// Looks because of a disturbance, or at pods that were too young.
     pub(super) fn look_again(&mut self) {
         let now = Instant::now();
+        let disturbed = self.timers.disturbed.take();
+        let what = disturbed.map_or(Disturbed::Routing, |(_, what)| what);
         if self.timers.refreshing > 0 {
             // One that is under way may have seen it, or not.
-            self.timers.disturbed = Some(now + REST);
+            self.timers.disturbed = Some((now + REST, what));
             self.timers.young = self.timers.young.map(|due| due.max(now + REST));
             return;
         }
-        self.timers.disturbed = None;
         self.timers.young = self.timers.young.filter(|due| *due > now);
-        let scope = if std::mem::take(&mut self.timers.tables_disturbed) {
-            Scope::All
-        } else {
-            Scope::Routing
+        let scope = match what {
+            Disturbed::Routing => Scope::Routing,
+            Disturbed::Tables => Scope::All,
         };
         self.look_at_host(scope, Why::Time);
     }

@@ -95,7 +95,9 @@ fn hundreds_of_sets_made_together_hold_what_each_was_given() -> Result<()> {
         })
         .collect();
     let all: Vec<(&SetName, &Set)> = written.iter().collect();
-    sets.create_all(Family::V4, &all)?;
+    let mut made = 0;
+    sets.create_all(Family::V4, &all, &mut || made += 1)?;
+    assert_eq!(made, 2, "together: empty, and filled");
     assert_eq!(sets.list()?.len(), written.len());
     for (name, set) in &written {
         let (header, read) = sets.read(name)?;
@@ -105,8 +107,19 @@ fn hundreds_of_sets_made_together_hold_what_each_was_given() -> Result<()> {
             (Some(set.kind), Some(Family::V4))
         );
     }
-    let again = sets.create_all(Family::V4, &all).unwrap_err().to_string();
+    let again = sets.create_all(Family::V4, &all, &mut || {});
+    let again = again.unwrap_err().to_string();
     assert!(again.contains("selvage-4-000"), "{again}");
+    // Some more beside them: each by itself.
+    let more: Vec<SetName> = (0..20)
+        .map(|it| name(&format!("selvage-4-x{it}")))
+        .collect();
+    let some = more.iter().map(|name| (name, &written[all[51].0]));
+    let mut made = 0;
+    sets.create_all(Family::V4, &some.collect::<Vec<_>>(), &mut || made += 1)?;
+    assert_eq!(made, more.len());
+    let (_, read) = sets.read(&more[19])?;
+    assert_eq!(read, written[all[51].0].members);
     Ok(())
 }
 
