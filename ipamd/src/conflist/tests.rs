@@ -240,6 +240,26 @@ fn a_conflist_that_is_not_json_is_replaced() {
     }
 }
 
+/// A float prints in the shortest way that reads back as itself, if it is read back exactly.
+#[test]
+fn a_number_of_any_length_in_a_chained_plugin_is_written_once() {
+    for number in [
+        "9999999999909999999909",
+        "0.1000000000000000055511151231257827",
+        "123456789012345678e-250",
+        "18446744073709551616",
+    ] {
+        let place = Place::with(&["tuning"]);
+        place.put(
+            "net.d/10-aws.conflist",
+            &format!(r#"{{"plugins": [{{"type": "tuning", "n": {number}}}]}}"#),
+        );
+        place.install();
+        assert_eq!(place.types(), ["aws-cni", "tuning"]);
+        assert_eq!(place.install().changed, Vec::<PathBuf>::new(), "{number}");
+    }
+}
+
 #[test]
 fn what_is_right_is_not_written_again_and_what_is_wrong_is() {
     let place = Place::with(&[]);
