@@ -110,6 +110,9 @@ pub struct Block {
     pub block: IpNet,
     /// Whether it is being given back.
     pub leaving: bool,
+    /// Whether EC2 showed it and no longer does: no pod gets an address of it until it does again.
+    #[serde(default)]
+    pub missing: bool,
     /// Addresses a pod can have now.
     pub free: u32,
     /// Addresses that rest.
@@ -193,6 +196,7 @@ pub(crate) fn example() -> View {
     let single = |text: &str, free, cooling, pods: &[&str]| Block {
         block: text.parse().unwrap(),
         leaving: false,
+        missing: false,
         free,
         cooling,
         pods: pods
@@ -234,6 +238,7 @@ pub(crate) fn example() -> View {
                     Block {
                         block: "10.0.1.16/28".parse().unwrap(),
                         leaving: true,
+                        missing: false,
                         free: 16,
                         cooling: 0,
                         pods: BTreeMap::new(),

@@ -8,7 +8,7 @@ use crate::cloud::Budget;
 use crate::ids::{SubnetId, Timestamp};
 use crate::limits::{Limits, Mode};
 use crate::plan::{Sizes, Targets, View};
-use crate::pool::{InFlight, Kind, NoSite, Pool, Provisioning, Stage};
+use crate::pool::{Eni, InFlight, Kind, NoSite, Pool, Provisioning, READS_MAY_LAG, Stage, sum};
 
 /// Why no address is free, and when that may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,13 @@ pub enum Cause {
         /// How many rest.
         addresses: u32,
         /// When the first is free.
+        retry_in: Duration,
+    },
+    /// Nothing can be added; some were shown on our interfaces and no longer are.
+    Missing {
+        /// How many.
+        addresses: u32,
+        /// When the first are given up, if they are not shown again.
         retry_in: Duration,
     },
     /// Every address that the instance can have is a pod's.
@@ -104,6 +111,7 @@ impl Cause {
         match self {
             Cause::Refilling { .. } => Some(Duration::ZERO),
             Cause::Cooling { retry_in, .. }
+            | Cause::Missing { retry_in, .. }
             | Cause::SubnetExhausted { retry_in, .. }
             | Cause::PrefixesExhausted { retry_in, .. }
             | Cause::Throttled { retry_in }
@@ -141,6 +149,15 @@ impl fmt::Display for Cause {
             } => write!(
                 f,
                 "every other address is in use and {addresses} rest after their pods, the first for {} s more",
+                seconds(retry_in)
+            ),
+            Cause::Missing {
+                addresses,
+                retry_in,
+            } => write!(
+                f,
+                "every other address is in use, and EC2 no longer shows {addresses} of this node's: somebody has taken \
+                 them away, or it is a moment late; they are replaced in {} s at most",
                 seconds(retry_in)
             ),
             Cause::LimitReached {
@@ -264,7 +281,22 @@ pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp
             retry_in: until.since(now),
         };
     }
-    cooling(pool, now).unwrap_or_else(|| limit(&view))
+    cooling(pool, now)
+        .or_else(|| missing(pool, now))
+        .unwrap_or_else(|| limit(&view))
+}
+
+fn missing(pool: &Pool, now: Timestamp) -> Option<Cause> {
+    let blocks = || {
+        let enis = pool.enis().filter(|eni| eni.stage.is_coming_or_ready());
+        enis.flat_map(Eni::blocks)
+            .filter(|block| block.is_missing())
+    };
+    let until = blocks().map(|block| block.acquired + READS_MAY_LAG).min()?;
+    Some(Cause::Missing {
+        addresses: sum(blocks().map(|block| block.size().saturating_sub(block.assigned()))),
+        retry_in: until.since(now),
+    })
 }
 
 fn cooling(pool: &Pool, now: Timestamp) -> Option<Cause> {

@@ -287,8 +287,9 @@ impl Pool {
             .min()
     }
 
-    /// Whether instance metadata shows something else than we hold, beyond what a change under way explains.
-    pub fn differs(&self, seen: &[SeenEni], now: Timestamp) -> bool {
+    /// Whether instance metadata shows something else than we hold, beyond what a change under way explains. Notes what
+    /// it shows.
+    pub fn differs(&mut self, seen: &[SeenEni], now: Timestamp) -> bool {
         let shown: BTreeMap<&EniId, BTreeSet<IpNet>> = seen
             .iter()
             .map(|seen| (&seen.id, self.relevant(seen.blocks())))
@@ -299,7 +300,20 @@ impl Pool {
                 && !self.gone.contains_key(*id)
         });
         let foreign_gone = self.foreign.keys().any(|id| !shown.contains_key(id));
+        let mut vanished = false;
+        for eni in self.enis.values_mut() {
+            let idle = eni.in_flight.is_none();
+            let blocks = shown.get(&eni.id);
+            for block in eni.blocks.values_mut() {
+                match blocks {
+                    Some(blocks) if blocks.contains(&block.net()) => block.sighted(true),
+                    // EC2 is asked before it is believed: metadata may be stale.
+                    Some(_) | None => vanished |= idle && block.is_shown(),
+                }
+            }
+        }
         unknown
+            || vanished
             || foreign_gone
             || self.enis.values().any(|eni| {
                 let settled = eni.in_flight.is_none() && now.since(eni.moved) > READS_MAY_LAG;

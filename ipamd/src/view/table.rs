@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Interface, View};
+use super::{Block, Interface, View};
 
 impl fmt::Display for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,11 +101,16 @@ fn interface_rows(interface: &Interface) -> Vec<[String; 8]> {
     if !interface.serves {
         state.push_str(" (no new pods)");
     }
-    let held = match singles {
+    let mut held = match singles {
         0 => "-".to_owned(),
         1 => "1 address".to_owned(),
         count => format!("{count} addresses"),
     };
+    let missing = |block: &&Block| block.missing && !block.is_prefix();
+    match interface.blocks.iter().filter(missing).count() {
+        0 => {}
+        count => held.push_str(&format!(" ({count} missing)")),
+    }
     let mut rows = vec![[
         interface.id.clone(),
         device,
@@ -120,6 +125,9 @@ fn interface_rows(interface: &Interface) -> Vec<[String; 8]> {
         let mut name = block.block.to_string();
         if block.leaving {
             name.push_str(" (leaving)");
+        }
+        if block.missing {
+            name.push_str(" (missing)");
         }
         let mut row = [const { String::new() }; 8];
         row[4] = name;

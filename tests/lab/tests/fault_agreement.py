@@ -85,6 +85,11 @@ def _table(node: FaultNode, eni: dict[str, Any]) -> list[str]:
     return [] if routes == wanted else [f"table {table} has {sorted(routes)}"]
 
 
+def _blocks(node: FaultNode) -> list[str]:
+    told, held = node.blocks_told(), node.blocks()
+    return [] if told == held else [f"{node.name}: the daemon holds {told}, EC2 says {held}"]
+
+
 def _account(node: FaultNode, held: dict[str, Any]) -> list[str]:
     told = node.metrics()
     table = {
@@ -92,7 +97,7 @@ def _account(node: FaultNode, held: dict[str, Any]) -> list[str]:
         "awscni_assigned_ip_addresses": len(node.live),
         "awscni_eni_allocated": len(node.enis()),
     }
-    return [
+    return _blocks(node) + [
         f"{node.name}: {name} is {told.get(name)}, must be {wanted}"
         for name, wanted in table.items()
         if told.get(name) != wanted

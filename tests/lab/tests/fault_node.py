@@ -83,7 +83,9 @@ class FaultNode:
         self.node = unthrottled(
             lambda: Node(self.vpc, self.nodes, name, self.folder / name, instance_type=TYPE)
         )
-        self.node.start_ready(**self.environment)
+        self.node.start(**self.environment)
+        # A node of the run may start while EC2 throttles all of them.
+        eventually("the daemon serves", self.node.is_ready, THROTTLED_FOR, log=self.node.log)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -247,18 +249,33 @@ class FaultNode:
 
     def metrics(self) -> dict[str, float]:
         """The daemon's own account, without labels."""
-        status, text = self.node.metadata.inside.run(
-            http_get("127.0.0.1", "/metrics", port=61678)
-        )
-        assert status == 200
-        lines = [line.split() for line in text.splitlines() if line and line[0] != "#"]
+        lines = [line.split() for line in self._page("/metrics", 61678).splitlines()]
+        lines = [words for words in lines if words and words[0] != "#"]
         return {words[0]: float(words[-1]) for words in lines if "{" not in words[0]}
 
+    def blocks(self) -> dict[str, set[str]]:
+        """What each interface holds for pods, by EC2; those that hold nothing are left out."""
+        held = {
+            eni["id"]: {f"{one}/32" for one in eni["addresses"][1:]} | set(eni["prefixes"])
+            for eni in self.enis()
+        }
+        return {eni: blocks for eni, blocks in held.items() if blocks}
+
+    def blocks_told(self) -> dict[str, set[str]]:
+        """The same, by the daemon."""
+        told = json.loads(self._page("/v1/selvage/status", 61679))["interfaces"]
+        held = {eni["id"]: {block["block"] for block in eni["blocks"]} for eni in told}
+        return {eni: blocks for eni, blocks in held.items() if blocks}
+
+    def _page(self, path: str, port: int) -> str:
+        status, text = self.node.metadata.inside.run(http_get("127.0.0.1", path, port=port))
+        assert status == 200, f"{path} answers {status}"
+        return text
+
     def knows_what_ec2_has(self) -> bool:
-        """Whether the pool counts what EC2 assigned."""
+        """Whether the pool holds what EC2 assigned: as many may be others, for a while."""
         try:
-            told = self.metrics()
+            return self.blocks_told() == self.blocks()
         except (OSError, AssertionError):
             return False
-        return told.get("awscni_total_ip_addresses") == len(self.pod_addresses())
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ MET = 30.0
 BEFORE, AFTER = 0.5, 1.0
 PAUSE = (0.05, 0.4)
 SETTLE = 30.0
+
+
+def clock(at: float) -> str:
+    """A moment of the monotonic clock as the daemons' logs have it."""
+    wall = datetime.fromtimestamp(time.time() - time.monotonic() + at, UTC)
+    return wall.strftime("%H:%M:%S.%f")[:-3]
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,11 @@ class Run:
                 pods = None if played.whole_node else fulls
                 excuse = Excuse(node.node.name, pods, whose, played.flows, since, now)
                 self.excuses.append(excuse)
-            print(f"{sum(self.histogram.values()):5}  {node.name}  {name}: {played.words} ({now - since:.1f} s)", flush=True)
+            print(
+                f"{sum(self.histogram.values()):5}  {clock(since)}  {node.node.name}  {name}:"
+                f" {played.words} ({now - since:.1f} s)",
+                flush=True,
+            )
         if played.doomed:
             self._bury(node, played)
 
@@ -196,13 +207,14 @@ class Run:
 
     def _unexcused(self) -> list[str]:
         """Packets that were lost to no fault of the pod's own, a line for each pod and flow."""
-        lost: dict[tuple[str, str], list[float]] = {}
+        lost: dict[tuple[str, str, str], list[float]] = {}
         for loss in self.heart.losses:
             if not any(excuse.covers(loss) for excuse in self.excuses):
-                lost.setdefault((loss.pod, loss.flow), []).append(loss.at)
+                lost.setdefault((loss.pod, loss.address, loss.flow), []).append(loss.at)
         return [
-            f"{pod} lost {len(at)} packets {flow} over {max(at) - min(at):.1f} s without a fault of its own"
-            for (pod, flow), at in sorted(lost.items())
+            f"{pod} ({address}) lost {len(at)} packets {flow}, {clock(min(at))} to {clock(max(at))},"
+            " without a fault of its own"
+            for (pod, address, flow), at in sorted(lost.items())
         ]
 
     def report(self) -> str:

@@ -66,6 +66,10 @@ impl Sizes {
                 continue;
             }
             for block in eni.blocks().filter(|block| !block.is_leaving()) {
+                if block.is_missing() {
+                    sizes.everything = sizes.everything.saturating_add(block.assigned());
+                    continue;
+                }
                 let (free, cooling) = (block.free(now), block.cooling(now));
                 sizes.everything = sizes.everything.saturating_add(block.size());
                 if view.waiting > 0 {

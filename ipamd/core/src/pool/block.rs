@@ -62,6 +62,16 @@ pub enum Leaving {
     Doubtful,
 }
 
+/// What the descriptions say of a block. A new one may not be shown yet; one that was shown and no longer is has
+/// probably gone, though a description may also be older than the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Sight {
+    #[default]
+    NotYet,
+    Shown,
+    Missing,
+}
+
 /// A block of addresses that an interface has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
@@ -71,6 +81,7 @@ pub struct Block {
     /// When we learned that it is ours.
     pub(crate) acquired: Timestamp,
     pub(crate) leaving: Option<Leaving>,
+    sight: Sight,
 }
 
 impl Block {
@@ -80,6 +91,7 @@ impl Block {
             slots: BTreeMap::new(),
             acquired,
             leaving: None,
+            sight: Sight::NotYet,
         }
     }
 
@@ -96,6 +108,31 @@ impl Block {
     /// Whether it is being given back.
     pub fn is_leaving(&self) -> bool {
         self.leaving.is_some()
+    }
+
+    /// Whether it was shown on its interface and no longer is: no pod is given an address of it until it is again.
+    pub fn is_missing(&self) -> bool {
+        self.sight == Sight::Missing
+    }
+
+    /// Whether a description that does not show it says something new.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.sight == Sight::Shown
+    }
+
+    /// Notes whether a description shows it, on an interface that is attached.
+    pub(crate) fn sighted(&mut self, shown: bool) {
+        self.sight = match (self.sight, shown) {
+            (_, true) => Sight::Shown,
+            (Sight::NotYet, false) => Sight::NotYet,
+            (Sight::Shown | Sight::Missing, false) => Sight::Missing,
+        };
+    }
+
+    /// It was missing, was asked for without a name, and the cloud gave the same one again.
+    pub(crate) fn given_again(&mut self, now: Timestamp) {
+        self.acquired = now;
+        self.sight = Sight::NotYet;
     }
 
     /// Addresses in it; as many as can be counted for a `/80`.
@@ -129,24 +166,26 @@ impl Block {
         count(self.slots.values().filter(|slot| slot.is_cooling(now)))
     }
 
-    /// Addresses that a pod can have now; none of a block that is being given back.
+    /// Addresses that a pod can have now; none of a block that is being given back, or missing.
     pub fn free(&self, now: Timestamp) -> u32 {
-        if self.is_leaving() {
+        if self.is_leaving() || self.is_missing() {
             return 0;
         }
         let taken = self.slots.values().filter(|slot| !slot.is_free(now));
         self.size().saturating_sub(count(taken))
     }
 
-    /// Whether no pod has an address of it and none rests: it can be given back.
+    /// Whether no pod has an address of it and none rests: it can be given back, if it is there.
     pub fn is_wholly_free(&self, now: Timestamp) -> bool {
-        !self.is_leaving() && self.slots.values().all(|slot| slot.is_free(now))
+        !self.is_leaving()
+            && !self.is_missing()
+            && self.slots.values().all(|slot| slot.is_free(now))
     }
 
     /// The address to give next, and when it was last let go. IPv4: one that no pod had, else the one that has rested
     /// longest. IPv6: the one that has rested longest first, so that a block of 2^48 does not have to be remembered.
     pub(crate) fn next_free(&self, now: Timestamp) -> Option<(Option<Timestamp>, IpAddr)> {
-        if self.is_leaving() {
+        if self.is_leaving() || self.is_missing() {
             return None;
         }
         let rested = self

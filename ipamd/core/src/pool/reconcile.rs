@@ -1,6 +1,7 @@
 //! What the cloud says against what we hold.
 //!
-//! A description may be older than our last change: what changed within [`READS_MAY_LAG`] is not undone by it.
+//! A description may be older than our last change: what changed within [`READS_MAY_LAG`] is not undone by it. What was
+//! shown once and no longer is serves no new pod meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -139,15 +140,19 @@ impl Pool {
             return;
         }
         let ours = facts.is_made_for(&self.instance_id);
-        if let Some(eni) = self.enis.get_mut(&facts.id) {
-            // What metadata told first has neither tags nor description.
-            eni.ours |= ours;
-            eni.untagged.retain(|key, _| !facts.tags.contains_key(key));
-        }
-        let Some(eni) = self.enis.get(&facts.id) else {
+        let shown = self.relevant(facts.blocks());
+        let Some(eni) = self.enis.get_mut(&facts.id) else {
             return;
         };
-        let shown = self.relevant(facts.blocks());
+        // What metadata told first has neither tags nor description.
+        eni.ours |= ours;
+        eni.untagged.retain(|key, _| !facts.tags.contains_key(key));
+        if eni.stage.place().is_some() {
+            let attached = facts.attachment.is_some();
+            for block in eni.blocks.values_mut() {
+                block.sighted(attached && shown.contains(&block.net()));
+            }
+        }
         let lost: Vec<IpNet> = eni
             .blocks
             .values()
@@ -223,6 +228,9 @@ impl Pool {
         // Just made or just attached: the description may be older than it.
         if now.since(eni.since) <= READS_MAY_LAG || now.since(eni.moved) <= READS_MAY_LAG {
             eni.unsure = false;
+            for block in eni.blocks.values_mut() {
+                block.sighted(false);
+            }
             return;
         }
         match eni.stage {

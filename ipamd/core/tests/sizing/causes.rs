@@ -36,6 +36,24 @@ fn the_cause_of_an_empty_pool_is_the_one_that_holds() {
             .contains("1 rest after their pods, the first for 20 s")
     );
 
+    let mut taken = Node::new(Ec2::with_limits(1, 3), Targets::default());
+    taken.settle();
+    taken.wait(10);
+    let eni = taken.ec2.enis().remove(0);
+    taken.pool.reconcile(&taken.ec2.enis(), taken.now);
+    let address = *eni.secondary_addresses.first().unwrap();
+    taken.ec2.take_address(&eni.id, address);
+    taken.pool.reconcile(&taken.ec2.enis(), taken.now);
+    assert!(taken.add() && !taken.add());
+    let cause = taken.cause();
+    assert_eq!(cause.may_pass_in(), Some(Duration::from_secs(50)));
+    assert!(
+        cause
+            .to_string()
+            .contains("EC2 no longer shows 1 of this node's"),
+        "{cause}"
+    );
+
     let ec2 = Ec2::small();
     ec2.fail_always(Operation::CreateEni, Fault::Throttle);
     let cause = empty(ec2, Targets::default()).cause();

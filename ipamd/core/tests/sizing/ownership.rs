@@ -1,13 +1,18 @@
 //! Whose interfaces are whose, and when none may come or go.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use selvage_ipamd_core::action::Action;
 use selvage_ipamd_core::cause::Cause;
 use selvage_ipamd_core::cloud::{EniKind, Operation, SeenEni};
 use selvage_ipamd_core::fake::{self, Ec2};
+use selvage_ipamd_core::ids::EniId;
 use selvage_ipamd_core::limits::Mode;
 use selvage_ipamd_core::plan::Targets;
 use selvage_ipamd_core::pool::{Pool, Provisioning, Settings};
 
-use crate::node::Node;
+use crate::node::{Node, targets};
 
 fn changes(node: &Node) -> u64 {
     [
@@ -230,6 +235,105 @@ fn seen(eni: &selvage_ipamd_core::cloud::EniFacts) -> SeenEni {
         prefixes: eni.prefixes.clone(),
         ipv6_addresses: eni.ipv6_addresses.clone(),
         ipv6_prefixes: eni.ipv6_prefixes.clone(),
+    }
+}
+
+/// Free addresses of an interface, and the interface.
+fn free_on(node: &Node, device_index: u16) -> (EniId, Vec<IpAddr>) {
+    let eni = node
+        .pool
+        .enis()
+        .find(|eni| eni.device_index() == Some(device_index))
+        .unwrap();
+    let free = eni.blocks().filter(|block| block.free(node.now) == 1);
+    (eni.id().clone(), free.map(|b| b.net().addr()).collect())
+}
+
+/// Every address that is given out from now on, with no more asked for.
+fn given(node: &mut Node) -> BTreeSet<IpAddr> {
+    let before: BTreeSet<IpAddr> = node.pool.leases().iter().map(|l| l.address).collect();
+    while node.add() {}
+    let now = node.pool.leases().into_iter().map(|l| l.address);
+    now.filter(|address| !before.contains(address)).collect()
+}
+
+#[test]
+fn a_young_address_that_was_shown_and_no_longer_is_serves_no_new_pod_until_it_is_again() {
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.settle();
+    let before = node.ec2.enis();
+    let (eni, free) = free_on(&node, 0);
+    node.wait(5);
+    // Metadata shows all but two, which are too new; then EC2 loses one that was shown and one that was not.
+    let mut first: Vec<SeenEni> = before.iter().map(seen).collect();
+    first[0].addresses.remove(&as_v4(free[1]));
+    first[0].addresses.remove(&as_v4(free[2]));
+    assert!(
+        !node.pool.differs(&first, node.now),
+        "what is new comes late"
+    );
+    node.ec2.take_block(&eni, free[0].into());
+    node.ec2.take_block(&eni, free[1].into());
+    let then: Vec<SeenEni> = node.ec2.enis().iter().map(seen).collect();
+    assert!(node.pool.differs(&then, node.now), "one has vanished");
+    let changes = node.pool.reconcile(&node.ec2.enis(), node.now);
+    assert!(changes.is_empty(), "{changes:?}: it may be a late answer");
+
+    let mut other = node.pool.clone();
+    let given_now = given(&mut node);
+    assert!(!given_now.contains(&free[0]), "{given_now:?}");
+    assert!(given_now.contains(&free[1]), "nothing is known against it");
+
+    std::mem::swap(&mut node.pool, &mut other);
+    node.pool.reconcile(&before, node.now);
+    assert!(given(&mut node).contains(&free[0]), "it is shown again");
+}
+
+#[test]
+fn a_young_interface_that_was_taken_away_serves_no_new_pod() {
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.settle();
+    assert!(node.add());
+    node.settle();
+    let (eni, free) = free_on(&node, 1);
+    assert!(!free.is_empty());
+    node.wait(5);
+    node.pool.reconcile(&node.ec2.enis(), node.now);
+    node.ec2.take_eni(&eni);
+    node.pool.reconcile(&node.ec2.enis(), node.now);
+    let given = given(&mut node);
+    assert!(!given.is_empty());
+    assert!(
+        free.iter().all(|address| !given.contains(address)),
+        "{given:?}"
+    );
+    let cause = node.cause().to_string();
+    assert!(cause.contains("being refilled"), "{cause}");
+}
+
+#[test]
+fn what_is_missing_is_made_good_before_it_is_given_up() {
+    let mut node = Node::new(Ec2::small(), targets(0, 1, 2));
+    node.settle();
+    assert_eq!(node.sizes(), (1, 2, 2));
+    node.wait(5);
+    node.pool.reconcile(&node.ec2.enis(), node.now);
+    let (eni, free) = free_on(&node, 0);
+    node.ec2.take_block(&eni, free[0].into());
+    node.pool.reconcile(&node.ec2.enis(), node.now);
+    let actions = node.tick();
+    assert!(
+        matches!(actions[..], [Action::Assign { .. }]),
+        "{actions:?}"
+    );
+    // Which the same one is; it can be given out before a description shows it.
+    assert_eq!(node.sizes(), (1, 2, 2));
+}
+
+fn as_v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(v4) => v4,
+        IpAddr::V6(v6) => panic!("{v6}"),
     }
 }
 

@@ -153,6 +153,7 @@ fn block(block: &Block, now: Timestamp) -> view::Block {
     view::Block {
         block: block.net(),
         leaving: block.is_leaving(),
+        missing: block.is_missing(),
         free: block.free(now),
         cooling: block.cooling(now),
         pods: pods.collect(),

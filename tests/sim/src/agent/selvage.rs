@@ -299,7 +299,7 @@ impl Selvage {
     }
 
     fn take_seen(&mut self, views: &[View], io: &mut Io<'_, Event>) {
-        let Some(pool) = &self.pool else {
+        let Some(pool) = &mut self.pool else {
             return;
         };
         let seen: Vec<_> = views.iter().map(|v| convert::seen(v, io.ec2)).collect();

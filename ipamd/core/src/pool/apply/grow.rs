@@ -169,7 +169,11 @@ impl Pool {
             return;
         };
         let own = IpNet::from(std::net::IpAddr::V4(known.primary_address));
-        if net == own || known.blocks.contains_key(&net) {
+        if net == own {
+            return;
+        }
+        if let Some(block) = known.blocks.get_mut(&net) {
+            block.given_again(now);
             return;
         }
         let mut block = Block::new(net, now);
