@@ -121,6 +121,15 @@ pub(super) fn ensure(
         note(Part::EniRoute, what);
     }
     let table = wanted.rule.table;
+    // What had this table before may have been detached by hand: its rule led nowhere, and its address may be a pod's by
+    // now. Before the table leads somewhere again.
+    let others = view.rules.iter().filter(|r| {
+        r.priority == priority::FROM_ENI && r.table == table && r.from != wanted.rule.from
+    });
+    for stale in others {
+        socket.run_one(rule::remove(stale))?;
+        note(Part::EniRule, format!("rule {stale} removed"));
+    }
     let have = route::list(socket, table, eni.address)?;
     for want in &wanted.routes {
         let right = have.iter().any(|r| {

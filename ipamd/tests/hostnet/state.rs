@@ -1,12 +1,12 @@
 //! What a person finds on the node.
 
 use selvage_ipamd::hostnet::{
-    Change, Family, Host, HostError, Kernel, Prepare, Snat, prepare_node,
+    Change, EniNet, Family, Host, HostError, Kernel, Prepare, Snat, prepare_node,
 };
 use selvage_ipamd_core::ids::Mac;
 
 use crate::world::{
-    build, ensure_all, node, not_the_machine, pod, routing, second, sh, with_v4, words,
+    build, ensure_all, interface, node, not_the_machine, pod, routing, second, sh, with_v4, words,
 };
 
 const NOTHING: Vec<Change> = Vec::new();
@@ -83,6 +83,32 @@ async fn an_interface_that_goes_leaves_nothing_behind() {
     let error = kernel.ensure_eni(&second()).await.unwrap_err();
     assert!(matches!(error, HostError::NoLink { .. }), "{error}");
     assert!(error.to_string().contains("02:00:00:00:00:06"), "{error}");
+}
+
+/// Its address may be given to a pod of another interface, whose packets would leave by the newcomer.
+#[tokio::test]
+async fn an_interface_takes_the_table_of_one_that_was_detached_by_hand_and_its_rule_goes() {
+    build();
+    let kernel = Kernel::new();
+    kernel.ensure_eni(&second()).await.unwrap();
+    sh("ip link delete ens6; ip -n vpc link delete vpc6 2>/dev/null || true");
+    sh("ip rule add from 10.40.0.99 lookup 77 priority 32765");
+    interface(7, "10.40.0.6");
+    let newcomer = EniNet {
+        mac: Mac([2, 0, 0, 0, 0, 7]),
+        address: "10.40.0.6".parse().unwrap(),
+        ..second()
+    };
+    let changed = words(&kernel.ensure_eni(&newcomer).await.unwrap());
+    assert!(
+        changed.contains("rule 32765: from 10.40.0.5/32 lookup 2 removed"),
+        "{changed}"
+    );
+    assert_eq!(
+        sh("ip rule list priority 32765"),
+        "32765:\tfrom 10.40.0.99 lookup 77\n32765:\tfrom 10.40.0.6 lookup 2\n"
+    );
+    assert_eq!(kernel.ensure_eni(&newcomer).await.unwrap(), NOTHING);
 }
 
 #[tokio::test]
