@@ -1,10 +1,12 @@
 //! The cloud, the disk and other people at their worst.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use selvage_ipamd_core::cloud::Operation;
 use selvage_ipamd_core::fake::{Ec2, Fault};
+use tokio::time::Instant;
 
 use crate::node::{Node, until};
 
@@ -149,6 +151,32 @@ async fn a_pod_whose_address_was_taken_away_is_told_of_and_can_still_be_deleted(
             .contains(&address.into())
     })
     .await;
+    daemon.stop().await;
+}
+
+/// They may have come back on another interface, and a young pod's rules are not otherwise looked at.
+#[tokio::test(start_paused = true)]
+async fn when_addresses_have_gone_or_moved_young_pods_are_looked_at_too() {
+    let mut node = Node::new(Ec2::small());
+    node.args.reconcile_seconds = Some("2".into());
+    let daemon = node.start_ready().await;
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    let young = daemon.add_ok("young").await;
+    let leased = Instant::now();
+    let primary = node.ec2.instance().primary_eni;
+    let all = node.ec2.enis()[0].secondary_addresses.clone();
+    let gone = all.into_iter().find(|address| *address != young).unwrap();
+    node.ec2.take_address(&primary, gone);
+    until("a look at the young pod", || {
+        let pages = node.book.0.lock().unwrap();
+        pages
+            .asked
+            .iter()
+            .any(|pod| pod.address == IpAddr::from(young))
+    })
+    .await;
+    let after = leased.elapsed();
+    assert!(after < Duration::from_secs(3), "{after:?}");
     daemon.stop().await;
 }
 

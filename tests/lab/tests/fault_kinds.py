@@ -161,9 +161,8 @@ def detached(node: FaultNode) -> Played | None:
                 time.sleep(0.1)
 
     delete()
-    return Played(
-        eni["id"], pods, repaired=node.knows_what_ec2_has, doomed=True, addresses=held
-    )
+    words = f"{eni['id']} with {', '.join(sorted(held))}"
+    return Played(words, pods, repaired=node.knows_what_ec2_has, doomed=True, addresses=held)
 
 
 @kind("address or prefix vanishes")
@@ -265,6 +264,7 @@ def route_deleted(node: FaultNode) -> Played | None:
         return None
     route, table = node.rng.choice(choices)
     node.change("route", "delete", str(route["dst"]), "dev", str(route["dev"]), "table", table)
+    held = set()  # a pod that comes meanwhile may have one of these
     if table == "main":
         pods = {name for name, live in node.live.items() if live.address == route["dst"]}
     else:
@@ -285,7 +285,7 @@ def route_deleted(node: FaultNode) -> Played | None:
         same = [one for one in routes if (one["dst"], one["dev"]) == (route["dst"], route["dev"])]
         return bool(same) or not owned
 
-    return Played(f"{route['dst']} of table {table}", pods, repaired=back)
+    return Played(f"{route['dst']} of table {table}", pods, repaired=back, addresses=held)
 
 
 def _table(node: FaultNode, table: str) -> list[dict[str, object]]:

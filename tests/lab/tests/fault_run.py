@@ -154,7 +154,7 @@ class Run:
         with self._lock:
             self.histogram[name] += 1
             self.repairs.setdefault(name, []).append(now - until)
-            if fulls or played.addresses:
+            if fulls or played.addresses or played.whole_node:
                 whose = frozenset(played.addresses)
                 pods = None if played.whole_node else fulls
                 excuse = Excuse(node.node.name, pods, whose, played.flows, since, now)

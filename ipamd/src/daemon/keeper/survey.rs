@@ -181,5 +181,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
             self.trouble("AddressesLost", "Reconcile".into(), words);
         }
         self.journal.changed(Instant::now());
+        // A pod's address may be on another interface now, whose table its packets must take, however young it is.
+        self.look_at_host(Scope::Routing, Why::Asked);
     }
 }
