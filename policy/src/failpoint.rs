@@ -26,8 +26,10 @@ pub enum Failpoint {
     Compiled,
     /// A set in the way of a new one is gone.
     SetCleared,
-    /// A set is made and filled, or all are that are made together, first empty, then filled; no rule uses them.
-    SetCreated,
+    /// New sets are made, empty; no rule uses them.
+    SetsMade,
+    /// They have their members; no rule uses them. The tool knows most of the rules that will.
+    SetsFilled,
     /// Members were added to a set in use.
     MembersAdded,
     /// Chains and jumps of a family are in force.
@@ -56,12 +58,13 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Synced,
         Self::Locked,
         Self::Compiled,
         Self::SetCleared,
-        Self::SetCreated,
+        Self::SetsMade,
+        Self::SetsFilled,
         Self::MembersAdded,
         Self::ChainsWritten,
         Self::MembersRemoved,
@@ -84,7 +87,8 @@ impl Failpoint {
             Self::Locked => "locked",
             Self::Compiled => "compiled",
             Self::SetCleared => "set-cleared",
-            Self::SetCreated => "set-created",
+            Self::SetsMade => "sets-made",
+            Self::SetsFilled => "sets-filled",
             Self::MembersAdded => "members-added",
             Self::ChainsWritten => "chains-written",
             Self::MembersRemoved => "members-removed",
@@ -105,7 +109,8 @@ impl From<Step> for Failpoint {
     fn from(step: Step) -> Self {
         match step {
             Step::SetCleared => Self::SetCleared,
-            Step::SetCreated => Self::SetCreated,
+            Step::SetsMade => Self::SetsMade,
+            Step::SetsFilled => Self::SetsFilled,
             Step::MembersAdded => Self::MembersAdded,
             Step::ChainsWritten => Self::ChainsWritten,
             Step::MembersRemoved => Self::MembersRemoved,
@@ -194,12 +199,12 @@ mod tests {
             assert_eq!(armed.failpoint, failpoint);
             assert_eq!(armed.left.into_inner(), 1);
         }
-        let armed = parse("set-created:7").unwrap();
+        let armed = parse("sets-made:7").unwrap();
         assert_eq!(
             (armed.failpoint, armed.left.into_inner()),
-            (Failpoint::SetCreated, 7)
+            (Failpoint::SetsMade, 7)
         );
-        for text in ["", "set", "set-created:", "set-created:0", "set-created:x"] {
+        for text in ["", "set", "sets-made:", "sets-made:0", "sets-made:x"] {
             assert!(parse(text).is_none(), "{text:?}");
         }
     }

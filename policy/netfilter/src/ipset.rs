@@ -174,41 +174,48 @@ impl IpSets {
             })
     }
 
-    /// Makes sets of a family in this order, as [`IpSets::create`] makes each, in as few exchanges as will
-    /// do. The kernel finds a set by its name the sooner, the earlier it was made. `made` is told of each, or
-    /// of all when they are there and again when they are filled.
+    /// Makes sets of a family in this order, empty, with room for their members at least, in as few exchanges as will do.
+    /// The kernel finds a set by its name the sooner, the earlier it was made.
     ///
-    /// *Errors*: as [`IpSets::create`]; some sets are there then, filled or not.
+    /// *Errors*: as [`IpSets::create`]; some sets are there then.
     ///
-    /// *Cost*: 0.4 µs a member; and for each set the kernel looks through all there are twice.
-    pub fn create_all(
-        &mut self,
-        family: Family,
-        sets: &[(&SetName, &Set)],
-        made: &mut dyn FnMut(),
-    ) -> Result<(), Error> {
+    /// *Cost*: for each set the kernel looks through all there are.
+    pub fn make_sets(&mut self, family: Family, sets: &[(&SetName, &Set)]) -> Result<(), Error> {
         // A look at all headers is cheaper than one at each where most tables are new, and so empty: it costs
         // what all of them are long.
         if sets.len() < MANY.max(self.known.len()) {
             for (name, set) in sets {
-                self.create(name, family, set.kind, &set.members)?;
-                made();
+                let expected = u32::try_from(set.members.len()).unwrap_or(u32::MAX);
+                let room = room(name, set.kind, expected)?;
+                self.make(name, family, set.kind, room, expected)?;
             }
             return Ok(());
         }
         self.make_all(family, sets)?;
-        made();
-        let by_name: BTreeMap<&SetName, &Set> = sets.iter().copied().collect();
+        let names: BTreeSet<&SetName> = sets.iter().map(|(name, _)| *name).collect();
         let headers = self.list()?;
-        for header in headers.iter().filter(|it| by_name.contains_key(&it.name)) {
+        for header in headers.iter().filter(|it| names.contains(&it.name)) {
             self.recognise(header);
         }
+        Ok(())
+    }
+
+    /// Fills sets that [`IpSets::make_sets`] has made. `between` is called after each exchange with the kernel.
+    ///
+    /// *Errors*: as [`IpSets::add`]; some sets are filled then and some are not.
+    ///
+    /// *Cost*: 0.4 µs a member; and for each set the kernel looks through all there are.
+    pub fn fill_sets(
+        &mut self,
+        sets: &[(&SetName, &Set)],
+        between: &mut dyn FnMut(),
+    ) -> Result<(), Error> {
         let add = sets.iter().map(|(name, set)| (*name, set.members.iter()));
-        for full in self.change_all(Change::Add, add)? {
-            let members: BTreeSet<Member> = by_name[full].members.iter().collect();
-            self.rebuild(full, &members)?;
+        let full = self.change_all(Change::Add, add, between)?;
+        for (name, set) in sets.iter().filter(|(name, _)| full.contains(name)) {
+            let members: BTreeSet<Member> = set.members.iter().collect();
+            self.rebuild(name, &members)?;
         }
-        made();
         Ok(())
     }
 
@@ -248,14 +255,15 @@ impl IpSets {
         let add = changes
             .iter()
             .map(|(name, change)| (name, change.add.iter()));
-        for full in self.change_all(Change::Add, add)? {
+        for full in self.change_all(Change::Add, add, &mut || {})? {
             self.rebuild(full, &changes[full].add)?;
         }
         between();
         let remove = changes
             .iter()
             .map(|(name, change)| (name, change.remove.iter()));
-        self.change_all(Change::Remove, remove).map(drop)
+        self.change_all(Change::Remove, remove, &mut || {})
+            .map(drop)
     }
 
     /// Takes every member out of a set.

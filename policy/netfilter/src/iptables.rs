@@ -1,16 +1,18 @@
 //! The iptables tools: the only place of the enforcement half that starts processes.
 //!
-//! A tool gets its input and leaves its complaints in memory files, so that no pipe can fill while the
-//! other side waits, and it is killed at a deadline. A restore batch is atomic in both backends:
-//! killed or refused, nothing of it is in force.
+//! A tool leaves its complaints in memory files and takes its input when it likes, so that no pipe can fill while the
+//! other side waits, and it is killed at a deadline. A restore batch is atomic in both backends: killed, refused or not
+//! ended, nothing of it is in force.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, PipeWriter, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::ioctl_fionbio;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use selvage_policy_core::ruleset::Family;
 
@@ -70,6 +72,9 @@ fn program(family: Family, backend: Backend, tool: &str) -> String {
     format!("{family}-{backend}-{tool}")
 }
 
+/// What ends a batch: until the tool reads it nothing of the batch is in force.
+const COMMIT: &str = "COMMIT\n";
+
 /// Carries out a restore batch; what it doesn't mention stays as it is (`--noflush`).
 ///
 /// *Errors*: [`Error::Tool`] with the tool's words and the line it means; [`Error::Slow`];
@@ -84,44 +89,104 @@ pub(crate) fn restore(
     text: &str,
     patience: Duration,
 ) -> Result<(), Error> {
-    let program = program(family, backend, "restore");
-    let deadline = Instant::now() + patience;
-    // The nft tool takes no lock; the legacy one would wait for it without end. Half the time, so
-    // that it can say itself what it waited for.
-    let wait = format!("--wait={}", (patience / 2).as_secs().max(1));
-    let arguments: &[&str] = match backend {
-        Backend::Nft => &["--noflush"],
-        Backend::Legacy => &["--noflush", &wait],
-    };
-    let mut pause = FIRST_PAUSE;
-    let mut attempt = 1;
-    loop {
-        let finished = run(&program, arguments, text, deadline, patience)?;
-        if finished.status.success() {
-            return Ok(());
+    Restore::start(family, backend, text, patience)?.commit()
+}
+
+/// A restore whose tool runs already, while what its rules need is still being made: the tool starts, reads the table
+/// and works through the text meanwhile. Given up unless it is committed.
+pub(crate) struct Restore<'a> {
+    family: Family,
+    backend: Backend,
+    text: &'a str,
+    patience: Duration,
+    tool: Tool,
+    /// How much of the text the tool has been given.
+    given: usize,
+}
+
+impl<'a> Restore<'a> {
+    /// Starts the tool. It has done nothing yet, and takes no lock.
+    ///
+    /// *Errors*: [`Error::Spawn`].
+    pub(crate) fn start(
+        family: Family,
+        backend: Backend,
+        text: &'a str,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        // The nft tool takes no lock; the legacy one would wait for it without end. Half the time, so
+        // that it can say itself what it waited for.
+        let wait = format!("--wait={}", (patience / 2).as_secs().max(1));
+        let arguments: &[&str] = match backend {
+            Backend::Nft => &["--noflush"],
+            Backend::Legacy => &["--noflush", &wait],
+        };
+        Ok(Self {
+            family,
+            backend,
+            text,
+            patience,
+            tool: Tool::start(&program(family, backend, "restore"), arguments)?,
+            given: 0,
+        })
+    }
+
+    /// Gives the tool what it takes now of the text, but not its end: what the text names must be there. From here on the
+    /// legacy tool holds the lock.
+    pub(crate) fn feed(&mut self) {
+        let end = self.text.strip_suffix(COMMIT).map_or(0, str::len);
+        let more = self.text.as_bytes().get(self.given..end);
+        self.given += self.tool.give(more.unwrap_or_default());
+    }
+
+    /// Gives it the rest and waits; tries again where somebody else was writing.
+    ///
+    /// *Errors*: as [`restore`].
+    pub(crate) fn commit(self) -> Result<(), Error> {
+        let Self {
+            family,
+            backend,
+            text,
+            patience,
+            mut tool,
+            given,
+        } = self;
+        let deadline = Instant::now() + patience;
+        let mut rest = &text.as_bytes()[given..];
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            let program = tool.program.clone();
+            let finished = tool.finish(rest, deadline, patience)?;
+            if finished.status.success() {
+                return Ok(());
+            }
+            let line = complained_about(&finished.stderr, text);
+            // A commit that meets another writer: legacy names its last line, COMMIT, and no reason.
+            let conflict =
+                finished.status.code() == Some(STATUS_RESOURCE) || line == Some("COMMIT");
+            // After a wait for the lock there is no time for another.
+            let time = deadline.saturating_duration_since(Instant::now()) > patience / 2 + pause;
+            if !conflict || attempt == ATTEMPTS || !time {
+                return Err(Error::Tool {
+                    tool: program,
+                    status: finished.status.to_string(),
+                    stderr: finished.stderr.trim_end().to_owned(),
+                    line: line.map(str::to_owned),
+                });
+            }
+            tracing::debug!(
+                tool = program,
+                attempt,
+                stderr = finished.stderr.trim_end(),
+                "somebody else is writing rules: again"
+            );
+            crate::pause(pause);
+            pause *= 2;
+            attempt += 1;
+            tool = Self::start(family, backend, text, patience)?.tool;
+            rest = text.as_bytes();
         }
-        let line = complained_about(&finished.stderr, text);
-        // A commit that meets another writer: legacy names its last line, COMMIT, and no reason.
-        let conflict = finished.status.code() == Some(STATUS_RESOURCE) || line == Some("COMMIT");
-        // After a wait for the lock there is no time for another.
-        let time = deadline.saturating_duration_since(Instant::now()) > patience / 2 + pause;
-        if !conflict || attempt == ATTEMPTS || !time {
-            return Err(Error::Tool {
-                tool: program,
-                status: finished.status.to_string(),
-                stderr: finished.stderr.trim_end().to_owned(),
-                line: line.map(str::to_owned),
-            });
-        }
-        tracing::debug!(
-            tool = program,
-            attempt,
-            stderr = finished.stderr.trim_end(),
-            "somebody else is writing rules: again"
-        );
-        crate::pause(pause);
-        pause *= 2;
-        attempt += 1;
     }
 }
 
@@ -170,10 +235,6 @@ pub fn saved_tables(family: Family, backend: Backend, patience: Duration) -> Res
     })
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the enforcement half's one place that starts processes"
-)]
 fn run(
     program: &str,
     arguments: &[&str],
@@ -181,45 +242,122 @@ fn run(
     deadline: Instant,
     patience: Duration,
 ) -> Result<Finished, Error> {
-    let failed = |what| {
-        move |source| Error::Spawn {
-            tool: program.to_owned(),
-            what,
-            source,
-        }
-    };
-    let mut stdin = memory_file().map_err(failed("make its input"))?;
-    stdin
-        .write_all(input.as_bytes())
-        .and_then(|()| stdin.rewind())
-        .map_err(failed("write its input"))?;
-    let mut stdout = memory_file().map_err(failed("make its output"))?;
-    let mut stderr = memory_file().map_err(failed("make its output"))?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(stdin)
-        .stdout(stdout.try_clone().map_err(failed("share its output"))?)
-        .stderr(stderr.try_clone().map_err(failed("share its output"))?)
-        .spawn()
-        .map_err(failed("start"))?;
-    let ended = wait_until(&child, deadline).map_err(failed("wait"));
-    if !matches!(ended, Ok(true)) {
-        // It is ours and not reaped yet, so the number is its own still.
-        child.kill().map_err(failed("kill"))?;
-        child.wait().map_err(failed("wait"))?;
-        ended?;
-        return Err(Error::Slow {
-            tool: program.to_owned(),
-            patience,
-        });
-    }
-    let status = child.wait().map_err(failed("wait"))?;
-    Ok(Finished {
-        status,
-        stdout: contents(&mut stdout).map_err(failed("read its output"))?,
-        stderr: contents(&mut stderr).map_err(failed("read its output"))?,
-    })
+    Tool::start(program, arguments)?.finish(input.as_bytes(), deadline, patience)
 }
+
+/// A tool that runs. Killed when it is dropped.
+struct Tool {
+    program: String,
+    child: Child,
+    /// Never waited for: it is written to when it takes something.
+    input: Option<PipeWriter>,
+    stdout: File,
+    stderr: File,
+}
+
+impl Tool {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the enforcement half's one place that starts processes"
+    )]
+    fn start(program: &str, arguments: &[&str]) -> Result<Self, Error> {
+        let failed = failing(program);
+        let (stdin, input) = std::io::pipe().map_err(failed("make its input"))?;
+        ioctl_fionbio(&input, true).map_err(|errno| failed("make its input")(errno.into()))?;
+        let stdout = memory_file().map_err(failed("make its output"))?;
+        let stderr = memory_file().map_err(failed("make its output"))?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(stdin)
+            .stdout(stdout.try_clone().map_err(failed("share its output"))?)
+            .stderr(stderr.try_clone().map_err(failed("share its output"))?)
+            .spawn()
+            .map_err(failed("start"))?;
+        Ok(Self {
+            program: program.to_owned(),
+            child,
+            input: Some(input),
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Gives it what it takes now, and tells how much that was. One that has ended takes everything: why it has, is told
+    /// at the end.
+    fn give(&mut self, bytes: &[u8]) -> usize {
+        let Some(input) = &mut self.input else {
+            return bytes.len();
+        };
+        let mut given = 0;
+        while given < bytes.len() {
+            match input.write(&bytes[given..]) {
+                Ok(count) => given += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return given,
+                Err(_) => {
+                    self.input = None;
+                    return bytes.len();
+                }
+            }
+        }
+        given
+    }
+
+    /// Gives it the rest of its input and waits for its end; kills it at the deadline.
+    fn finish(
+        mut self,
+        mut rest: &[u8],
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<Finished, Error> {
+        let program = self.program.clone();
+        let failed = failing(&program);
+        let slow = || Error::Slow {
+            tool: program.clone(),
+            patience,
+        };
+        loop {
+            rest = &rest[self.give(rest)..];
+            let Some(input) = self.input.as_ref().filter(|_| !rest.is_empty()) else {
+                break;
+            };
+            // Also ends when nobody reads any more.
+            if !ready(input, PollFlags::OUT, deadline).map_err(failed("wait"))? {
+                return Err(slow());
+            }
+        }
+        self.input = None;
+        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty());
+        let pidfd = pidfd.map_err(|errno| failed("wait")(errno.into()))?;
+        if !ready(&pidfd, PollFlags::IN, deadline).map_err(failed("wait"))? {
+            return Err(slow());
+        }
+        Ok(Finished {
+            status: self.child.wait().map_err(failed("wait"))?,
+            stdout: contents(&mut self.stdout).map_err(failed("read its output"))?,
+            stderr: contents(&mut self.stderr).map_err(failed("read its output"))?,
+        })
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        // It is ours, and has its number until it is waited for: once that is done, neither does anything. Killed it ends
+        // at once.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What an error of the system becomes, by what was being done.
+fn failing(program: &str) -> impl Fn(&'static str) -> Failing + '_ {
+    move |what| {
+        let tool = program.to_owned();
+        Box::new(move |source| Error::Spawn { tool, what, source })
+    }
+}
+
+type Failing = Box<dyn FnOnce(std::io::Error) -> Error>;
 
 fn memory_file() -> std::io::Result<File> {
     Ok(File::from(memfd_create("iptables", MemfdFlags::CLOEXEC)?))
@@ -232,13 +370,12 @@ fn contents(file: &mut File) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Whether the child ended before the deadline.
-fn wait_until(child: &Child, deadline: Instant) -> std::io::Result<bool> {
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+/// Whether a descriptor is ready before the deadline.
+fn ready(what: &impl AsFd, flags: PollFlags, deadline: Instant) -> std::io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).map_err(std::io::Error::other)?;
-        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+        let mut polled = [PollFd::new(what, flags)];
         match poll(&mut polled, Some(&timeout)) {
             Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
@@ -251,7 +388,7 @@ fn wait_until(child: &Child, deadline: Instant) -> std::io::Result<bool> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{complained_about, run};
+    use super::{Tool, complained_about, run};
     use crate::error::Error;
 
     #[test]
@@ -292,6 +429,48 @@ mod tests {
             ("out\n", "in")
         );
         assert_eq!(finished.status.code(), Some(3));
+    }
+
+    /// A pipe holds 64 kB.
+    const MUCH: usize = 1 << 20;
+
+    #[test]
+    fn a_tool_takes_more_input_than_a_pipe_holds_at_its_own_pace() {
+        let patience = Duration::from_secs(30);
+        let mut tool = Tool::start("sh", &["-c", "sleep 0.1; wc -c"]).unwrap();
+        let input = "x".repeat(MUCH);
+        let given = tool.give(input.as_bytes());
+        assert!(given > 0 && given < MUCH, "{given} at once");
+        let rest = &input.as_bytes()[given..];
+        let finished = tool.finish(rest, Instant::now() + patience, patience);
+        assert_eq!(finished.unwrap().stdout.trim(), MUCH.to_string());
+    }
+
+    #[test]
+    fn a_tool_that_ends_without_reading_is_told_by_its_status() {
+        let patience = Duration::from_secs(30);
+        let input = "x".repeat(MUCH);
+        let ended = run("false", &[], &input, Instant::now() + patience, patience);
+        assert_eq!(ended.unwrap().status.code(), Some(1));
+    }
+
+    #[test]
+    fn a_tool_that_never_reads_is_killed_at_its_deadline() {
+        let patience = Duration::from_millis(50);
+        let started = Instant::now();
+        let input = "x".repeat(MUCH);
+        let ended = run("sleep", &["60"], &input, started + patience, patience);
+        assert!(matches!(ended, Err(Error::Slow { .. })));
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_tool_that_is_given_up_ends() {
+        let tool = Tool::start("sleep", &["60"]).unwrap();
+        let process = format!("/proc/{}", tool.child.id());
+        assert!(std::path::Path::new(&process).exists());
+        drop(tool);
+        assert!(!std::path::Path::new(&process).exists());
     }
 
     #[test]

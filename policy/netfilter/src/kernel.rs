@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use selvage_policy_core::observe::{ChainState, HookState, Observed, SetState};
 use selvage_policy_core::plan::Plan;
-use selvage_policy_core::render::render;
+use selvage_policy_core::render::{Rendered, render};
 use selvage_policy_core::ruleset::{Chain, ChainName, Family, Hook, Set, SetName};
 
 use crate::content::{Found, TABLE};
 use crate::error::Error;
 use crate::ipset::{Glimpse, Header, IpSets};
-use crate::iptables::{Backend, restore};
+use crate::iptables::{Backend, Restore, restore};
 use crate::legacy;
 use crate::memory::Memory;
 use crate::nftables::{Generation, Nftables};
@@ -55,8 +55,10 @@ struct Begun {
 pub enum Step {
     /// A set that was in the way is gone.
     SetCleared,
-    /// A set is there with all its members; or all are that are made together, first empty, then filled.
-    SetCreated,
+    /// New sets are there, empty.
+    SetsMade,
+    /// They have their members.
+    SetsFilled,
     /// Members are in a set that was there.
     MembersAdded,
     /// Chains and jumps are in force.
@@ -213,8 +215,14 @@ impl Kernel {
     ) -> Result<Vec<Error>, Error> {
         let mut begun = self.begin()?;
         let mut left = Vec::new();
-        for (done, plan) in plans.iter().enumerate() {
-            let written = self.write(plan, &mut begun, after, &mut left);
+        let rendered: Vec<Rendered> = plans.iter().map(render).collect();
+        // All of them at once: a process takes as long to start as a batch of a few rules to go in.
+        let mut tools = Vec::new();
+        for (plan, rendered) in plans.iter().zip(&rendered) {
+            tools.push(self.start(plan.family, rendered)?);
+        }
+        for (done, ((plan, rendered), tool)) in plans.iter().zip(&rendered).zip(tools).enumerate() {
+            let written = self.write(plan, rendered, tool, &mut begun, after, &mut left);
             if written.is_err() {
                 self.remember(&plans[..done], &begun);
             }
@@ -239,37 +247,66 @@ impl Kernel {
         Ok(left)
     }
 
+    /// The tool for the first batch of a plan, if it has any.
+    fn start<'a>(
+        &self,
+        family: Family,
+        rendered: &'a Rendered,
+    ) -> Result<Option<Restore<'a>>, Error> {
+        let first = rendered.whole.as_ref().or(rendered.apply.as_ref());
+        let start = |text: &'a String| Restore::start(family, self.backend, text, self.patience);
+        first.map(start).transpose()
+    }
+
     /// Everything of a plan but the destruction of sets; what could not be deleted is `left`.
     fn write(
         &mut self,
         plan: &Plan,
+        rendered: &Rendered,
+        mut tool: Option<Restore<'_>>,
         begun: &mut Begun,
         after: &mut dyn FnMut(Step),
         left: &mut Vec<Error>,
     ) -> Result<(), Error> {
         let family = plan.family;
         self.clear(plan, begun, after)?;
-        self.sets
-            .create_all(family, &by_use(plan), &mut || after(Step::SetCreated))?;
+        let sets = by_use(plan);
+        self.sets.make_sets(family, &sets)?;
+        if !sets.is_empty() {
+            after(Step::SetsMade);
+        }
+        // The sets that rules name are there: while they are filled the tool works through the rules. It must not end
+        // before they are.
+        let mut feed = || {
+            if let Some(tool) = &mut tool {
+                tool.feed();
+            }
+        };
+        feed();
+        self.sets.fill_sets(&sets, &mut feed)?;
+        if !sets.is_empty() {
+            after(Step::SetsFilled);
+        }
         for (name, members) in &plan.add {
             self.sets.add(name, members)?;
             after(Step::MembersAdded);
         }
-        let rendered = render(plan);
-        // A batch more would read and write the whole legacy table once more, and in nft be waited for by the
-        // other family's.
-        let deleted = match rendered
-            .whole
-            .map(|text| self.restore(family, &text, begun))
-        {
-            Some(Ok(())) => true,
-            // A stranger's jump to a chain, perhaps.
-            Some(Err(Error::Tool { .. })) | None => false,
+        let committed = match tool.map(Restore::commit) {
+            None => false,
+            Some(Ok(())) => {
+                begun.restores += 1;
+                true
+            }
+            // A stranger's jump to a chain that goes, perhaps.
+            Some(Err(Error::Tool { .. })) if rendered.whole.is_some() => false,
             Some(Err(error)) => return Err(error),
         };
-        if let Some(text) = rendered.apply {
-            if !deleted {
-                self.restore(family, &text, begun)?;
+        // A batch more would read and write the whole legacy table once more, and in nft be waited for by the
+        // other family's.
+        let deleted = committed && rendered.whole.is_some();
+        if let Some(text) = &rendered.apply {
+            if !committed {
+                self.restore(family, text, begun)?;
             }
             after(Step::ChainsWritten);
         }

@@ -51,11 +51,12 @@ impl IpSets {
     }
 
     /// As [`IpSets::change`] for each of many sets, in as few datagrams as will do: the kernel is asked
-    /// once for dozens of sets. The answer is those that are full, and lack some of theirs.
+    /// once for dozens of sets. `between` is called after each. The answer is those that are full, and lack some of theirs.
     pub(super) fn change_all<'a>(
         &mut self,
         change: Change,
         members: impl Iterator<Item = (&'a SetName, impl Iterator<Item: Borrow<Member>> + Clone)>,
+        between: &mut dyn FnMut(),
     ) -> Result<BTreeSet<&'a SetName>, Error> {
         let mut full = BTreeSet::new();
         let mut batch = Vec::new();
@@ -69,13 +70,17 @@ impl IpSets {
                 let message = self.filling(change, 0, name, &mut rest, &mut line);
                 if batch.len() == TOGETHER || size + message.len() > DATAGRAM {
                     self.send_all(change, std::mem::take(&mut batch), &mut full)?;
+                    between();
                     size = 0;
                 }
                 size += message.len();
                 batch.push((name, message));
             }
         }
-        self.send_all(change, batch, &mut full)?;
+        if !batch.is_empty() {
+            self.send_all(change, batch, &mut full)?;
+            between();
+        }
         Ok(full)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Result;
-use selvage_netfilter::{Backend, Error, Kernel};
+use selvage_netfilter::{Backend, Error, Kernel, Step};
 use selvage_policy_core::observe::{ChainState, SetState};
 use selvage_policy_core::plan::{Plan, plan};
 use selvage_policy_core::ruleset::{
@@ -129,6 +129,7 @@ on_both_backends![
     a_flushed_table_is_filled_again,
     sets_follow_their_members_without_a_rule_written,
     a_refused_batch_names_the_line_and_changes_nothing,
+    no_rule_is_in_force_before_its_sets_are_full,
 ];
 
 fn a_fresh_reader_finds_everything_right_and_has_nothing_to_do(backend: Backend) -> Result<()> {
@@ -289,5 +290,45 @@ fn a_refused_batch_names_the_line_and_changes_nothing(backend: Backend) -> Resul
         found.chains.is_empty() && found.hooks.is_empty(),
         "{found:?}"
     );
+    Ok(())
+}
+
+/// The tool works through the rules while the sets are filled.
+fn no_rule_is_in_force_before_its_sets_are_full(backend: Backend) -> Result<()> {
+    let mut kernel = open(backend)?;
+    let plans: Vec<Plan> = FAMILIES
+        .iter()
+        .map(|family| Ok(plan(&ruleset(*family), &kernel.observe(*family)?)))
+        .collect::<Result<_>>()?;
+    let mut family = FAMILIES.iter();
+    let mut seen = Vec::new();
+    let left = kernel.apply_all(&plans, &mut |step| {
+        if !matches!(step, Step::SetsMade | Step::SetsFilled) {
+            return;
+        }
+        if step == Step::SetsMade {
+            seen.push(*family.next().unwrap());
+        }
+        let now = seen[seen.len() - 1];
+        // Time enough to read and do all that it was given.
+        run("sleep 0.2").unwrap();
+        let saved = run(&format!("{}-save -t mangle", tool(now, backend))).unwrap();
+        assert!(!saved.contains("selvage-inner"), "{now}: {saved}");
+        let set = match now {
+            Family::V4 => "selvage-peers-4",
+            Family::V6 => "selvage-peers-6",
+        };
+        let full = run(&format!("ipset list {set}")).unwrap();
+        let entries = if step == Step::SetsMade { 0 } else { 1 };
+        assert!(
+            full.contains(&format!("Number of entries: {entries}\n")),
+            "{full}"
+        );
+    })?;
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(seen, FAMILIES);
+    for family in FAMILIES {
+        assert!(!listed(family, backend, "selvage-inner").is_empty());
+    }
     Ok(())
 }
