@@ -178,7 +178,9 @@ def vanished(node: FaultNode) -> Played | None:
     try:
         node.vpc.ec2("UnassignPrivateIpAddresses", NetworkInterfaceId=eni["id"], **{field_name: gone})
     except VpcError:
-        return None  # the pool gave it back at this very moment
+        # Throttled; or the reply was lost that a node of the run wanted lost, and the call has acted.
+        if any(gone in (*one["prefixes"], *one["addresses"]) for one in node.enis()):
+            return None
     return Played(
         gone, pods, repaired=node.knows_what_ec2_has, doomed=True, addresses=addresses
     )
