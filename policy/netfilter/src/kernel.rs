@@ -50,6 +50,13 @@ struct Begun {
     restores: u32,
 }
 
+/// A plan that is begun: its tool runs.
+struct Started<'a> {
+    plan: &'a Plan,
+    rendered: &'a Rendered,
+    tool: Option<Restore<'a>>,
+}
+
 /// A step of [`Kernel::apply_all`] that is done, in the order in which they come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -216,17 +223,18 @@ impl Kernel {
         let mut begun = self.begin()?;
         let mut left = Vec::new();
         let rendered: Vec<Rendered> = plans.iter().map(render).collect();
-        // All of them at once: a process takes as long to start as a batch of a few rules to go in.
-        let mut tools = Vec::new();
-        for (plan, rendered) in plans.iter().zip(&rendered) {
-            tools.push(self.start(plan.family, rendered)?);
-        }
-        for (done, ((plan, rendered), tool)) in plans.iter().zip(&rendered).zip(tools).enumerate() {
-            let written = self.write(plan, rendered, tool, &mut begun, after, &mut left);
-            if written.is_err() {
-                self.remember(&plans[..done], &begun);
-            }
-            written?;
+        let mut work = plans.iter().zip(&rendered);
+        let mut next = self.start(work.next())?;
+        let mut done = 0;
+        while let Some(started) = next {
+            next = match self.write(started, work.next(), &mut begun, after, &mut left) {
+                Ok(next) => next,
+                Err(error) => {
+                    self.remember(&plans[..done], &begun);
+                    return Err(error);
+                }
+            };
+            done += 1;
             after(Step::FamilyDone);
         }
         let mut held = Vec::new();
@@ -247,27 +255,38 @@ impl Kernel {
         Ok(left)
     }
 
-    /// The tool for the first batch of a plan, if it has any.
+    /// A plan with the tool for its first batch, if it has any: a process takes as long to start as a few rules to go in.
     fn start<'a>(
         &self,
-        family: Family,
-        rendered: &'a Rendered,
-    ) -> Result<Option<Restore<'a>>, Error> {
+        work: Option<(&'a Plan, &'a Rendered)>,
+    ) -> Result<Option<Started<'a>>, Error> {
+        let Some((plan, rendered)) = work else {
+            return Ok(None);
+        };
         let first = rendered.whole.as_ref().or(rendered.apply.as_ref());
-        let start = |text: &'a String| Restore::start(family, self.backend, text, self.patience);
-        first.map(start).transpose()
+        let start =
+            |text: &'a String| Restore::start(plan.family, self.backend, text, self.patience);
+        Ok(Some(Started {
+            plan,
+            rendered,
+            tool: first.map(start).transpose()?,
+        }))
     }
 
-    /// Everything of a plan but the destruction of sets; what could not be deleted is `left`.
-    fn write(
+    /// Everything of a plan but the destruction of sets; what could not be deleted is `left`. Starts the next one.
+    fn write<'a>(
         &mut self,
-        plan: &Plan,
-        rendered: &Rendered,
-        mut tool: Option<Restore<'_>>,
+        started: Started<'a>,
+        next: Option<(&'a Plan, &'a Rendered)>,
         begun: &mut Begun,
         after: &mut dyn FnMut(Step),
         left: &mut Vec<Error>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Started<'a>>, Error> {
+        let Started {
+            plan,
+            rendered,
+            mut tool,
+        } = started;
         let family = plan.family;
         self.clear(plan, begun, after)?;
         let sets = by_use(plan);
@@ -283,6 +302,7 @@ impl Kernel {
             }
         };
         feed();
+        let next = self.start(next)?;
         self.sets.fill_sets(&sets, &mut feed)?;
         if !sets.is_empty() {
             after(Step::SetsFilled);
@@ -332,7 +352,7 @@ impl Kernel {
             }
             after(Step::ChainsDeleted);
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Whether the rules of a family are as this kernel last observed or left them. Not so, or
