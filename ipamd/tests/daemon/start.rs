@@ -261,6 +261,21 @@ async fn a_node_starts_as_if_alone_where_nobody_says_how_many_start() {
     }
 }
 
+/// It calls EC2 for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_lives_on_metadata_alone_has_no_turn_and_asks_for_none() {
+    let mut node = Node::new(Ec2::small());
+    node.args.enable_imds_only_mode = Some("true".into());
+    node.ec2.attach_by_hand(1, 2);
+    *node.told.starting.lock().unwrap() = Some(MANY);
+    let started = Instant::now();
+    let daemon = node.start_ready().await;
+    assert!(started.elapsed() < Duration::from_secs(3));
+    daemon.add_ok("web").await;
+    assert_eq!(node.told.asked_starting.load(Ordering::Relaxed), 0);
+    daemon.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_has_pods_waits_for_nobody() {
     let node = Node::new(Ec2::small());
