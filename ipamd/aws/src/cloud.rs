@@ -10,7 +10,7 @@ use selvage_ipamd::instances;
 use selvage_ipamd_core::cloud::{
     Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, LooseEni, SeenEni, SubnetFacts, Want,
 };
-use selvage_ipamd_core::ids::{AttachmentId, EniId, InstanceType};
+use selvage_ipamd_core::ids::{AttachmentId, EniId, InstanceType, SecurityGroupId};
 use selvage_ipamd_core::limits::Limits;
 use selvage_ipamd_core::metadata::Reader;
 use tokio::sync::OnceCell;
@@ -120,6 +120,14 @@ impl Cloud for Aws {
         tags: &BTreeMap<String, String>,
     ) -> Result<(), CloudError> {
         self.ec2().await?.tag_eni(eni, tags).await
+    }
+
+    async fn regroup_eni(
+        &self,
+        eni: &EniId,
+        groups: &BTreeSet<SecurityGroupId>,
+    ) -> Result<(), CloudError> {
+        self.ec2().await?.regroup_eni(eni, groups).await
     }
 
     async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {

@@ -21,7 +21,9 @@ use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{
     CloudError, CloudErrorKind, CreateEni, EniFacts, InstanceFacts, Operation, TAG_INSTANCE, Want,
 };
-use selvage_ipamd_core::ids::{AttachmentId, ClientToken, EniId, InstanceType, SubnetId};
+use selvage_ipamd_core::ids::{
+    AttachmentId, ClientToken, EniId, InstanceType, SecurityGroupId, SubnetId,
+};
 use selvage_ipamd_core::limits::Limits;
 use tracing::debug;
 
@@ -288,6 +290,23 @@ impl Ec2 {
                 .map_err(|e| cloud_error(Operation::KeepWithInstance, e))
         })
         .await?;
+        Ok(())
+    }
+
+    /// ModifyNetworkInterfaceAttribute: security groups.
+    pub(crate) async fn regroup_eni(
+        &self,
+        eni: &EniId,
+        groups: &BTreeSet<SecurityGroupId>,
+    ) -> Result<(), CloudError> {
+        let groups = groups.iter().map(|group| group.as_str().to_owned());
+        self.client
+            .modify_network_interface_attribute()
+            .network_interface_id(eni.as_str())
+            .set_groups(Some(groups.collect()))
+            .send()
+            .await
+            .map_err(|e| cloud_error(Operation::RegroupEni, e))?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use ipnet::IpNet;
 
 use crate::cloud::{CloudError, CreateEni, EniFacts, Operation, SubnetFacts, Want};
-use crate::ids::{AttachmentId, ClientToken, EniId};
+use crate::ids::{AttachmentId, ClientToken, EniId, SecurityGroupId};
 
 /// One step, to be carried out by the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,13 @@ pub enum Action {
         /// Those that it lacks.
         tags: BTreeMap<String, String>,
     },
+    /// Give it the security groups that it should have.
+    Regroup {
+        /// The interface.
+        eni: EniId,
+        /// All of them.
+        groups: BTreeSet<SecurityGroupId>,
+    },
     /// Look which subnets there are, and how full.
     DescribeSubnets,
     /// Remove its routes and rules from the host, before it is detached.
@@ -94,6 +101,7 @@ impl Action {
             | Action::Assign { eni, .. }
             | Action::Unassign { eni, .. }
             | Action::Tag { eni, .. }
+            | Action::Regroup { eni, .. }
             | Action::TearDown { eni }
             | Action::Detach { eni, .. }
             | Action::Delete { eni } => Some(eni),
@@ -111,6 +119,7 @@ impl Action {
             Action::Assign { want, .. } => Some(want.operation()),
             Action::Unassign { blocks, .. } => Some(Operation::unassign(blocks)),
             Action::Tag { .. } => Some(Operation::TagEni),
+            Action::Regroup { .. } => Some(Operation::RegroupEni),
             Action::DescribeSubnets => Some(Operation::DescribeSubnets),
             Action::Detach { .. } => Some(Operation::DetachEni),
             Action::Delete { .. } => Some(Operation::DeleteEni),
@@ -148,6 +157,9 @@ impl fmt::Display for Action {
                 Some(_) | None => write!(f, "unassign {} addresses from {eni}", blocks.len()),
             },
             Action::Tag { eni, tags } => write!(f, "add {} tags to {eni}", tags.len()),
+            Action::Regroup { eni, groups } => {
+                write!(f, "give {eni} its {} security groups", groups.len())
+            }
             Action::DescribeSubnets => f.write_str("look up the subnets"),
             Action::TearDown { eni } => write!(f, "remove {eni} from the host"),
             Action::Detach { eni, .. } => write!(f, "detach {eni}"),
@@ -175,6 +187,8 @@ pub enum Outcome {
     Unassigned(EniId, BTreeSet<IpNet>, Result<(), CloudError>),
     /// Of [`Action::Tag`], with the tags.
     Tagged(EniId, BTreeMap<String, String>, Result<(), CloudError>),
+    /// Of [`Action::Regroup`], with the groups.
+    Regrouped(EniId, BTreeSet<SecurityGroupId>, Result<(), CloudError>),
     /// Of [`Action::DescribeSubnets`].
     Subnets(Result<Vec<SubnetFacts>, CloudError>),
     /// Of [`Action::TearDown`].
@@ -197,6 +211,7 @@ impl Outcome {
             Outcome::Assigned(_, want, _) => Some(want.operation()),
             Outcome::Unassigned(_, blocks, _) => Some(Operation::unassign(blocks)),
             Outcome::Tagged(..) => Some(Operation::TagEni),
+            Outcome::Regrouped(..) => Some(Operation::RegroupEni),
             Outcome::Subnets(_) => Some(Operation::DescribeSubnets),
             Outcome::Detached(..) => Some(Operation::DetachEni),
             Outcome::Deleted(..) => Some(Operation::DeleteEni),
@@ -210,7 +225,9 @@ impl Outcome {
             Outcome::Attached(_, _, r) => r.as_ref().err(),
             Outcome::Described(_, r) => r.as_ref().err(),
             Outcome::Assigned(_, _, r) => r.as_ref().err(),
-            Outcome::Unassigned(_, _, r) | Outcome::Tagged(_, _, r) => r.as_ref().err(),
+            Outcome::Unassigned(_, _, r)
+            | Outcome::Tagged(_, _, r)
+            | Outcome::Regrouped(_, _, r) => r.as_ref().err(),
             Outcome::Subnets(r) => r.as_ref().err(),
             Outcome::Kept(_, r) | Outcome::Detached(_, r) | Outcome::Deleted(_, r) => {
                 r.as_ref().err()
@@ -234,6 +251,7 @@ impl Outcome {
             | Outcome::Assigned(..)
             | Outcome::Unassigned(..)
             | Outcome::Tagged(..)
+            | Outcome::Regrouped(..)
             | Outcome::Subnets(..)
             | Outcome::Detached(..)
             | Outcome::Deleted(..) => self.cloud_error().map(ToString::to_string),

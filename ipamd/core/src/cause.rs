@@ -398,6 +398,7 @@ fn brings(action: &Action) -> bool {
         Action::Describe { .. }
         | Action::Unassign { .. }
         | Action::Tag { .. }
+        | Action::Regroup { .. }
         | Action::TearDown { .. }
         | Action::Detach { .. }
         | Action::Delete { .. } => false,

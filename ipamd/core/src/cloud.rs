@@ -126,6 +126,8 @@ pub struct EniFacts {
     pub attachment: Option<Attachment>,
     /// Kind of interface.
     pub kind: EniKind,
+    /// Its security groups; `None` where it was metadata that told of it.
+    pub security_groups: Option<BTreeSet<SecurityGroupId>>,
     /// Description, empty if it has none.
     pub description: String,
     /// Tags, complete.
@@ -218,6 +220,7 @@ impl SeenEni {
                 delete_on_termination: true,
             }),
             kind: EniKind::Interface,
+            security_groups: None,
             description: String::new(),
             tags: BTreeMap::new(),
         }
@@ -364,6 +367,14 @@ pub trait Cloud: Send + Sync + 'static {
         &self,
         eni: &EniId,
         tags: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<(), CloudError>> + Send;
+
+    /// ModifyNetworkInterfaceAttribute: these security groups in the place of those that it has. Running connections of
+    /// pods are judged by the new ones.
+    fn regroup_eni(
+        &self,
+        eni: &EniId,
+        groups: &BTreeSet<SecurityGroupId>,
     ) -> impl Future<Output = Result<(), CloudError>> + Send;
 
     /// DetachNetworkInterface, not forced. Returns when EC2 has accepted it, not when it is done.

@@ -293,6 +293,11 @@ impl Ec2 {
                 tags.clone(),
                 self.call(Operation::TagEni, |s| s.tag(eni, tags)),
             ),
+            Action::Regroup { eni, groups } => Outcome::Regrouped(
+                eni.clone(),
+                groups.clone(),
+                self.call(Operation::RegroupEni, |s| s.regroup(eni, groups)),
+            ),
             Action::DescribeSubnets => {
                 Outcome::Subnets(self.call(Operation::DescribeSubnets, |s| Ok(s.subnets())))
             }

@@ -151,7 +151,7 @@ fn urgency(action: &Action) -> Urgency {
         | Action::Assign { .. }
         | Action::DescribeSubnets => Urgency::Brings,
         Action::TearDown { .. } | Action::Detach { .. } | Action::Delete { .. } => Urgency::Ends,
-        Action::Unassign { .. } | Action::Tag { .. } => Urgency::CanWait,
+        Action::Unassign { .. } | Action::Tag { .. } | Action::Regroup { .. } => Urgency::CanWait,
     }
 }
 
@@ -169,6 +169,7 @@ impl View<'_> {
                 | Action::Assign { .. }
                 | Action::Unassign { .. }
                 | Action::Tag { .. }
+                | Action::Regroup { .. }
                 | Action::DescribeSubnets
                 | Action::Detach { .. }
                 | Action::Delete { .. } => false,
@@ -184,6 +185,13 @@ impl View<'_> {
                     .chain(busy)
                     .collect();
                 actions.extend(change);
+                let busy: BTreeSet<EniId> = busy
+                    .into_iter()
+                    .chain(actions.iter().filter_map(Action::eni).cloned())
+                    .collect();
+                actions.extend(self.regroups(&busy));
+                let busy: BTreeSet<EniId> =
+                    actions.iter().filter_map(Action::eni).cloned().collect();
                 actions.extend(self.tags(&busy));
             }
         }
@@ -198,6 +206,19 @@ impl View<'_> {
             .map(|eni| Action::Tag {
                 eni: eni.id.clone(),
                 tags: eni.untagged.clone(),
+            })
+    }
+
+    /// Security groups that interfaces should have by now.
+    fn regroups(&self, busy: &BTreeSet<EniId>) -> impl Iterator<Item = Action> {
+        let enis = self.pool.enis.values();
+        enis.filter(|eni| eni.stage.is_ready() && eni.is_idle(self.now))
+            .filter(|eni| !busy.contains(&eni.id))
+            .filter_map(|eni| {
+                Some(Action::Regroup {
+                    eni: eni.id.clone(),
+                    groups: self.pool.missing_groups(eni)?,
+                })
             })
     }
 

@@ -123,6 +123,11 @@ pub(crate) async fn carry_out<C: Cloud, H: Host, K: Cluster>(
             let result = call(shared, Operation::TagEni, reply).await;
             Outcome::Tagged(eni, tags, result)
         }
+        Action::Regroup { eni, groups } => {
+            let reply = cloud.regroup_eni(&eni, &groups);
+            let result = call(shared, Operation::RegroupEni, reply).await;
+            Outcome::Regrouped(eni, groups, result)
+        }
         Action::DescribeSubnets => {
             let reply = cloud.describe_subnets();
             Outcome::Subnets(call(shared, Operation::DescribeSubnets, reply).await)

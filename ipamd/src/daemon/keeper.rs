@@ -229,6 +229,7 @@ impl<C: Cloud, H: Host, K: Cluster> Keeper<C, H, K> {
                 | Action::Assign { .. }
                 | Action::Unassign { .. }
                 | Action::Tag { .. }
+                | Action::Regroup { .. }
                 | Action::DescribeSubnets
                 | Action::Detach { .. }
                 | Action::Delete { .. } => self.begin(action, now),
@@ -511,6 +512,7 @@ fn is_still_detaching(outcome: &Outcome) -> bool {
         | Outcome::Assigned(..)
         | Outcome::Unassigned(..)
         | Outcome::Tagged(..)
+        | Outcome::Regrouped(..)
         | Outcome::Subnets(_)
         | Outcome::TornDown(..)
         | Outcome::Detached(..) => false,

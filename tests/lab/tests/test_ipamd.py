@@ -300,6 +300,23 @@ def test_a_restart_keeps_every_lease_and_frees_what_is_deleted(
     assert node.stop() == 0
 
 
+def test_interfaces_follow_the_security_groups_that_the_primary_one_is_given(
+    node: Node, vpc: Vpc, sdk: Any
+) -> None:
+    node.start_ready(RECONCILE_SECONDS="1")
+    added(node, node.pod("web"))
+    node.until("a second interface", lambda: len(enis(sdk, node)) == 2)
+
+    def groups() -> list[list[str]]:
+        return [[group["GroupId"] for group in eni["Groups"]] for eni in enis(sdk, node)]
+
+    assert groups() == [[vpc.security_group]] * 2
+    wanted = [vpc.pod_security_group]
+    primary = enis(sdk, node)[0]["NetworkInterfaceId"]
+    sdk.modify_network_interface_attribute(NetworkInterfaceId=primary, Groups=wanted)
+    node.until("the second one has them too", lambda: groups() == [wanted] * 2)
+
+
 def test_a_daemon_that_waits_for_metadata_ends_when_it_is_told(node: Node, vpc: Vpc) -> None:
     vpc.fault("imds", "silent", instance=node.instance.instance_id)
     node.start()

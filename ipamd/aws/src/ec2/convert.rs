@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use selvage_ipamd_core::cloud::{
     Attachment, CloudError, EniFacts, EniKind, Operation, SubnetFacts,
 };
-use selvage_ipamd_core::ids::{AttachmentId, EniId, SubnetId};
+use selvage_ipamd_core::ids::{AttachmentId, EniId, SecurityGroupId, SubnetId};
 use selvage_ipamd_core::limits::Limits;
 
 fn missing(operation: Operation, what: &str, of: &str) -> CloudError {
@@ -82,9 +82,17 @@ pub(super) fn eni_facts(
         ipv6_prefixes,
         attachment,
         kind: eni_kind(eni),
+        security_groups: groups(eni),
         description: eni.description().unwrap_or_default().to_owned(),
         tags: tags(eni.tag_set()),
     })
+}
+
+/// `None` if it is not told: every interface has one.
+fn groups(eni: &NetworkInterface) -> Option<BTreeSet<SecurityGroupId>> {
+    let groups = eni.groups().iter().filter_map(|group| group.group_id());
+    let groups: BTreeSet<SecurityGroupId> = groups.map(SecurityGroupId::new).collect();
+    (!groups.is_empty()).then_some(groups)
 }
 
 /// What a list holds, `None` if a part of it cannot be read.

@@ -39,6 +39,8 @@ pub enum Operation {
     UnassignIpv6,
     /// [`Cloud::tag_eni`](super::Cloud::tag_eni).
     TagEni,
+    /// [`Cloud::regroup_eni`](super::Cloud::regroup_eni).
+    RegroupEni,
     /// [`Cloud::detach_eni`](super::Cloud::detach_eni).
     DetachEni,
     /// [`Cloud::delete_eni`](super::Cloud::delete_eni).
@@ -74,7 +76,9 @@ impl Operation {
             Operation::DescribeSubnets => "DescribeSubnets",
             Operation::CreateEni => "CreateNetworkInterface",
             Operation::AttachEni => "AttachNetworkInterface",
-            Operation::KeepWithInstance => "ModifyNetworkInterfaceAttribute",
+            Operation::KeepWithInstance | Operation::RegroupEni => {
+                "ModifyNetworkInterfaceAttribute"
+            }
             Operation::AssignAddresses => "AssignPrivateIpAddresses",
             Operation::AssignIpv6 => "AssignIpv6Addresses",
             Operation::UnassignAddresses => "UnassignPrivateIpAddresses",
@@ -101,6 +105,7 @@ impl Operation {
             | Operation::UnassignAddresses
             | Operation::UnassignIpv6
             | Operation::TagEni
+            | Operation::RegroupEni
             | Operation::DetachEni
             | Operation::DeleteEni => Some(Budget::Change),
         }

@@ -10,7 +10,7 @@ use crate::cloud::{
     Cloud, CloudError, CreateEni, EniFacts, InstanceFacts, LooseEni, Operation, SeenEni,
     SubnetFacts, TAG_CLUSTER, TAG_INSTANCE, Want,
 };
-use crate::ids::{AttachmentId, EniId, InstanceType};
+use crate::ids::{AttachmentId, EniId, InstanceType, SecurityGroupId};
 use crate::limits::Limits;
 
 impl Ec2 {
@@ -134,6 +134,15 @@ impl Cloud for Ec2 {
         tags: &BTreeMap<String, String>,
     ) -> Result<(), CloudError> {
         self.reply(Operation::TagEni, |s| s.tag(eni, tags)).await
+    }
+
+    async fn regroup_eni(
+        &self,
+        eni: &EniId,
+        groups: &BTreeSet<SecurityGroupId>,
+    ) -> Result<(), CloudError> {
+        self.reply(Operation::RegroupEni, |s| s.regroup(eni, groups))
+            .await
     }
 
     async fn detach_eni(&self, attachment: &AttachmentId) -> Result<(), CloudError> {

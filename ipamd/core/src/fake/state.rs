@@ -11,7 +11,7 @@ use crate::cloud::{
     Attachment, CloudError, CreateEni, DESCRIPTION, EniFacts, EniKind, InstanceFacts, Operation,
     PREFIX_ADDRESSES, SubnetFacts, TAG_INSTANCE, Want,
 };
-use crate::ids::{AttachmentId, ClientToken, EniId, Mac, SubnetId};
+use crate::ids::{AttachmentId, ClientToken, EniId, Mac, SecurityGroupId, SubnetId};
 use crate::limits::Limits;
 
 pub(super) struct State {
@@ -50,6 +50,7 @@ impl State {
                 delete_on_termination: true,
             }),
             kind: EniKind::Interface,
+            security_groups: Some(facts.security_groups.iter().cloned().collect()),
             description: String::new(),
             tags: BTreeMap::new(),
         };
@@ -237,6 +238,7 @@ impl State {
             ipv6_prefixes: BTreeSet::new(),
             attachment: None,
             kind: EniKind::Interface,
+            security_groups: Some(request.security_groups.iter().cloned().collect()),
             description: request.description.clone(),
             tags: request.tags.clone(),
         };
@@ -397,6 +399,17 @@ impl State {
         self.remember();
         let known = self.known(Operation::TagEni, eni)?;
         known.tags.extend(tags.clone());
+        Ok(())
+    }
+
+    pub(super) fn regroup(
+        &mut self,
+        eni: &EniId,
+        groups: &BTreeSet<SecurityGroupId>,
+    ) -> Result<(), CloudError> {
+        self.remember();
+        let known = self.known(Operation::RegroupEni, eni)?;
+        known.security_groups = Some(groups.clone());
         Ok(())
     }
 

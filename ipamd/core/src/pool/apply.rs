@@ -1,11 +1,12 @@
 //! Actions begun and outcomes taken in.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Creating, InFlight, Pool, Stage};
 use crate::action::{Action, Outcome};
 use crate::cloud::{CloudError, CloudErrorKind};
-use crate::ids::{ClientToken, EniId, Timestamp};
+use crate::ids::{ClientToken, EniId, SecurityGroupId, Timestamp};
 
 mod grow;
 mod shrink;
@@ -53,6 +54,7 @@ impl Pool {
             | Action::SetUp { eni }
             | Action::Describe { eni }
             | Action::Tag { eni, .. }
+            | Action::Regroup { eni, .. }
             | Action::Detach { eni, .. }
             | Action::Delete { eni } => self.set_in_flight(eni, InFlight::Other),
         }
@@ -106,6 +108,7 @@ impl Pool {
                 }
             }
             Outcome::Tagged(eni, _, Err(error)) => self.not_tagged(&eni, &error, now),
+            Outcome::Regrouped(eni, groups, result) => self.regrouped(&eni, groups, result, now),
             Outcome::Subnets(answer) => self.described_subnets(answer, now),
             Outcome::Detached(eni, result) => self.detached(&eni, result, now),
             Outcome::Deleted(eni, result) => self.deleted(&eni, result, now),
@@ -126,6 +129,7 @@ impl Pool {
             | Outcome::Assigned(eni, ..)
             | Outcome::Unassigned(eni, ..)
             | Outcome::Tagged(eni, ..)
+            | Outcome::Regrouped(eni, ..)
             | Outcome::TornDown(eni, _)
             | Outcome::Detached(eni, _)
             | Outcome::Deleted(eni, _) => {
@@ -196,6 +200,29 @@ impl Pool {
             eni.retry.fail(FIRST_PAUSE, &mut self.jitter, now);
         } else {
             eni.untagged.clear();
+        }
+    }
+
+    /// Groups that are refused are not asked for again: another description, or others, may be.
+    fn regrouped(
+        &mut self,
+        eni: &EniId,
+        groups: BTreeSet<SecurityGroupId>,
+        result: Result<(), CloudError>,
+        now: Timestamp,
+    ) {
+        let Some(eni) = self.enis.get_mut(eni) else {
+            return;
+        };
+        match result {
+            Ok(()) => eni.groups = Some(groups),
+            Err(error) if error.is_undecided() => {
+                eni.retry.fail(FIRST_PAUSE, &mut self.jitter, now);
+            }
+            Err(error) => {
+                self.last_failure = Some(error.to_string());
+                eni.refused = Some(groups);
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 //! One interface and the blocks of addresses on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::block::{Block, Slot};
 use crate::cloud::{PREFIX_LEN, PREFIX_LEN_V6, Want};
-use crate::ids::{AttachmentId, EniId, Mac, SubnetId, Timestamp};
+use crate::ids::{AttachmentId, EniId, Mac, SecurityGroupId, SubnetId, Timestamp};
 use crate::retry::Retry;
 
 /// Where an interface sits.
@@ -116,6 +116,10 @@ pub struct Eni {
     pub(crate) blocks: BTreeMap<IpNet, Block>,
     /// The action that is under way.
     pub(crate) in_flight: Option<InFlight>,
+    /// Its security groups, as last described or set; `None` if nobody told.
+    pub(crate) groups: Option<BTreeSet<SecurityGroupId>>,
+    /// Security groups that EC2 would not give it.
+    pub(crate) refused: Option<BTreeSet<SecurityGroupId>>,
     /// Tags of ours that it lacks.
     pub(crate) untagged: BTreeMap<String, String>,
     pub(crate) retry: Retry,

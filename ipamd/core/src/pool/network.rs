@@ -1,7 +1,7 @@
 //! Where new interfaces are made, and which interfaces may serve pods: custom networking, subnets by tag, what is known
 //! of their room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Block, Eni, Pool};
@@ -118,9 +118,20 @@ impl Pool {
         self.network.eni_config = eni_config;
     }
 
-    /// The security groups that new interfaces get where no ENIConfig names others: the primary interface's.
+    /// The security groups that interfaces get where no ENIConfig names others: the primary interface's. Those that were
+    /// made for this instance follow; under custom networking what is attached stays as it is.
     pub fn set_security_groups(&mut self, security_groups: Vec<SecurityGroupId>) {
         self.security_groups = security_groups;
+    }
+
+    /// The security groups that an interface should have and has not, as far as we know.
+    pub(crate) fn missing_groups(&self, eni: &Eni) -> Option<BTreeSet<SecurityGroupId>> {
+        if self.settings.custom_networking || !eni.ours || eni.primary {
+            return None;
+        }
+        let wanted: BTreeSet<SecurityGroupId> = self.security_groups.iter().cloned().collect();
+        let others = eni.groups.as_ref().is_some_and(|has| *has != wanted);
+        (others && !wanted.is_empty() && eni.refused.as_ref() != Some(&wanted)).then_some(wanted)
     }
 
     /// The subnets as last told by EC2.

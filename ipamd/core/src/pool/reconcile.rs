@@ -106,6 +106,8 @@ impl Pool {
             stage: self.first_stage(facts, ours),
             blocks: BTreeMap::new(),
             in_flight: None,
+            groups: facts.security_groups.clone(),
+            refused: None,
             untagged: self.missing_tags(facts),
             retry: Retry::default(),
             unsure: false,
@@ -147,6 +149,9 @@ impl Pool {
         // What metadata told first has neither tags nor description.
         eni.ours |= ours;
         eni.untagged.retain(|key, _| !facts.tags.contains_key(key));
+        if facts.security_groups.is_some() {
+            eni.groups.clone_from(&facts.security_groups);
+        }
         if eni.stage.place().is_some() {
             let attached = facts.attachment.is_some();
             for block in eni.blocks.values_mut() {

@@ -6,11 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use selvage_ipamd_core::action::Action;
 use selvage_ipamd_core::cause::Cause;
 use selvage_ipamd_core::cloud::{EniKind, Operation, SeenEni};
-use selvage_ipamd_core::fake::{self, Ec2};
-use selvage_ipamd_core::ids::EniId;
+use selvage_ipamd_core::fake::{self, Ec2, Fault};
+use selvage_ipamd_core::ids::{EniId, SecurityGroupId};
 use selvage_ipamd_core::limits::Mode;
 use selvage_ipamd_core::plan::Targets;
-use selvage_ipamd_core::pool::{Pool, Provisioning, Settings};
+use selvage_ipamd_core::pool::{EniConfig, Pool, Provisioning, Settings};
 
 use crate::node::{Node, targets};
 
@@ -400,4 +400,112 @@ fn an_ipv6_node_whose_subnet_is_excluded_gets_an_interface_in_another() {
     let enis = node.ec2.enis();
     assert!(enis[0].ipv6_prefixes.is_empty());
     assert_eq!((enis.len(), enis[1].ipv6_prefixes.len()), (2, 1));
+}
+
+fn groups_of(node: &Node) -> Vec<String> {
+    let enis = node.ec2.enis();
+    let groups = enis.iter().map(|eni| {
+        let groups: Vec<&str> = eni
+            .security_groups
+            .iter()
+            .flatten()
+            .map(SecurityGroupId::as_str)
+            .collect();
+        groups.join("+")
+    });
+    groups.collect()
+}
+
+/// A node whose pool has grown by an interface, beside one that somebody attached and one that is a stranger's.
+fn of_three(settings: Settings) -> Node {
+    let ec2 = Ec2::with_limits(4, 4);
+    ec2.attach_by_hand(1, 3);
+    ec2.attach_foreign(2, EniKind::Trunk);
+    let mut node = Node::with(ec2, targets(0, 2, None), settings);
+    node.settle();
+    for _ in 0..6 {
+        node.add();
+        node.settle();
+    }
+    assert_eq!(node.ec2.enis().len(), 4);
+    node
+}
+
+#[test]
+fn interfaces_that_we_made_follow_the_primary_ones_security_groups_and_no_others() {
+    let mut node = of_three(fake::settings());
+    let wanted = ["sg-2", "sg-3"].map(SecurityGroupId::new);
+    node.pool.set_security_groups(wanted.to_vec());
+    node.settle();
+    assert_eq!(groups_of(&node), ["sg-1", "sg-1", "sg-1", "sg-2+sg-3"]);
+    assert_eq!(node.ec2.calls(Operation::RegroupEni), 1);
+    // Whoever gives it others is undone, once that is told.
+    let ours = node.ec2.enis().remove(3);
+    let action = Action::Regroup {
+        eni: ours.id,
+        groups: [SecurityGroupId::new("sg-9")].into(),
+    };
+    node.ec2.carry_out(&action);
+    node.settle();
+    assert_eq!(groups_of(&node)[3], "sg-9");
+    node.pool.reconcile(&node.ec2.enis(), node.now);
+    node.settle();
+    assert_eq!(groups_of(&node)[3], "sg-2+sg-3");
+}
+
+#[test]
+fn groups_that_are_refused_are_asked_for_once_and_others_again() {
+    let mut node = of_three(fake::settings());
+    node.ec2.fail_always(
+        Operation::RegroupEni,
+        Fault::Refuse("InvalidGroup.NotFound"),
+    );
+    node.pool
+        .set_security_groups(vec![SecurityGroupId::new("sg-gone")]);
+    for _ in 0..3 {
+        node.settle();
+        node.wait(60);
+        node.pool.reconcile(&node.ec2.enis(), node.now);
+    }
+    assert_eq!(node.ec2.calls(Operation::RegroupEni), 1);
+    node.ec2.heal();
+    node.pool
+        .set_security_groups(vec![SecurityGroupId::new("sg-2")]);
+    node.settle();
+    assert_eq!(groups_of(&node)[3], "sg-2");
+}
+
+#[test]
+fn a_change_of_groups_whose_reply_is_lost_is_made_again() {
+    let mut node = of_three(fake::settings());
+    node.ec2
+        .fail_next(Operation::RegroupEni, &[Fault::Throttle, Fault::Lost]);
+    node.pool
+        .set_security_groups(vec![SecurityGroupId::new("sg-2")]);
+    for _ in 0..5 {
+        node.settle();
+        node.wait(60);
+    }
+    assert_eq!(groups_of(&node)[3], "sg-2");
+    assert_eq!(node.ec2.calls(Operation::RegroupEni), 3);
+}
+
+#[test]
+fn under_custom_networking_what_is_attached_keeps_its_groups() {
+    let settings = Settings {
+        custom_networking: true,
+        ..fake::settings()
+    };
+    let mut node = Node::with(Ec2::small(), targets(0, 2, None), settings);
+    node.pool.set_eni_config(Ok(EniConfig {
+        name: "default".into(),
+        subnet_id: node.ec2.instance().subnet_id,
+        security_groups: Vec::new(),
+    }));
+    node.settle();
+    node.pool
+        .set_security_groups(vec![SecurityGroupId::new("sg-2")]);
+    node.settle();
+    assert_eq!(node.ec2.enis().len(), 2);
+    assert_eq!(node.ec2.calls(Operation::RegroupEni), 0);
 }

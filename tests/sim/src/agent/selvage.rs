@@ -357,6 +357,7 @@ fn carry_out(action: Action, node: NodeId, io: &mut Io<'_, Event>) -> (Timestamp
         | Action::Assign { .. }
         | Action::Unassign { .. }
         | Action::Tag { .. }
+        | Action::Regroup { .. }
         | Action::DescribeSubnets
         | Action::Detach { .. }
         | Action::Delete { .. } => convert::call(action, node, io.ec2, now),

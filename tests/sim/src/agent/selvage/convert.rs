@@ -62,6 +62,7 @@ pub(super) fn facts(view: &View, ec2: &Ec2) -> EniFacts {
         prefixes: prefixes(view),
         ipv6_addresses: BTreeSet::new(),
         ipv6_prefixes: BTreeSet::new(),
+        security_groups: None,
         description: view.description.clone(),
         attachment: view
             .attachment
@@ -186,6 +187,8 @@ pub(super) fn call(
             let result = result.map_err(|r| error(Operation::TagEni, r));
             (at, Outcome::Tagged(eni, tags, result))
         }
+        // Groups are not modelled, so that none is ever missing.
+        Action::Regroup { eni, groups } => (now, Outcome::Regrouped(eni, groups, Ok(()))),
         Action::DescribeSubnets => {
             let (at, result) = ec2.describe_subnet(node, now);
             let result = result.map(|(subnet, available)| {
