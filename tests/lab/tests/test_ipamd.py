@@ -295,7 +295,8 @@ def test_a_restart_keeps_every_lease_and_frees_what_is_deleted(
 
     for _ in range(2):
         assert node.delete(pods[0]).status == 0, "deleting twice is no failure"
-    assert pods[0].container not in node.allocations()
+    # Taking back is answered before it is on disk.
+    node.until("it is written", lambda: pods[0].container not in node.allocations())
     assert added(node, late) == given[0]
     assert node.stop() == 0
 
