@@ -16,10 +16,10 @@ use super::{DaemonError, STOP_DEADLINE};
 use crate::flows::{Cut, Flows, Scope};
 use crate::metrics::Metrics;
 
-/// After a look at flows there is none for so many times as long as it used a processor, a tenth of a
-/// core; where all that happened is that pods went elsewhere, whose flows end with them, a hundredth. Not as
-/// long as it took: where others take the processor, flows would wait for us, too.
-const REST: u32 = 9;
+/// After a look at flows there is none for so many times as long as it used a processor, a quarter of a
+/// core: what is forbidden shall end; where all that happened is that pods went elsewhere, whose flows end with
+/// them, a hundredth. Not as long as it took: where others take the processor, flows would wait for us, too.
+const REST: u32 = 3;
 const REST_OF_GONE: u32 = 99;
 
 /// Looks that cost so much together do not rest: what changes now and then is looked at at once.
