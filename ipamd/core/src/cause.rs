@@ -8,7 +8,9 @@ use crate::cloud::Budget;
 use crate::ids::{SubnetId, Timestamp};
 use crate::limits::{Limits, Mode};
 use crate::plan::{Sizes, Targets, View};
-use crate::pool::{Eni, InFlight, Kind, NoSite, Pool, Provisioning, READS_MAY_LAG, Stage, sum};
+use crate::pool::{
+    Block, Eni, InFlight, Kind, NoSite, Pool, Provisioning, READS_MAY_LAG, Stage, sum,
+};
 
 /// Why no address is free, and when that may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,12 +291,14 @@ pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp
 fn missing(pool: &Pool, now: Timestamp) -> Option<Cause> {
     let blocks = || {
         let enis = pool.enis().filter(|eni| eni.stage.is_coming_or_ready());
-        enis.flat_map(Eni::blocks)
-            .filter(|block| block.is_missing())
+        enis.flat_map(|eni| eni.blocks().map(move |block| (eni, block)))
+            .filter(|(_, block)| block.is_missing())
     };
-    let until = blocks().map(|block| block.acquired + READS_MAY_LAG).min()?;
+    let believed = |(eni, block): (&Eni, &Block)| block.acquired.max(eni.moved) + READS_MAY_LAG;
+    let until = blocks().map(believed).min()?;
+    let unused = |(_, block): (&Eni, &Block)| block.size().saturating_sub(block.assigned());
     Some(Cause::Missing {
-        addresses: sum(blocks().map(|block| block.size().saturating_sub(block.assigned()))),
+        addresses: sum(blocks().map(unused)),
         retry_in: until.since(now),
     })
 }

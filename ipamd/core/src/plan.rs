@@ -141,6 +141,11 @@ enum Urgency {
     CanWait,
 }
 
+/// The interfaces that actions are about: each takes one at a time.
+fn busy(actions: &[Action]) -> BTreeSet<EniId> {
+    actions.iter().filter_map(Action::eni).cloned().collect()
+}
+
 fn urgency(action: &Action) -> Urgency {
     match action {
         Action::SetUp { .. }
@@ -175,24 +180,9 @@ impl View<'_> {
                 | Action::Delete { .. } => false,
             }),
             Provisioning::Full => {
-                let busy: BTreeSet<EniId> =
-                    actions.iter().filter_map(Action::eni).cloned().collect();
-                let change = self.change_of_size(&busy);
-                let busy: BTreeSet<EniId> = change
-                    .iter()
-                    .filter_map(Action::eni)
-                    .cloned()
-                    .chain(busy)
-                    .collect();
-                actions.extend(change);
-                let busy: BTreeSet<EniId> = busy
-                    .into_iter()
-                    .chain(actions.iter().filter_map(Action::eni).cloned())
-                    .collect();
-                actions.extend(self.regroups(&busy));
-                let busy: BTreeSet<EniId> =
-                    actions.iter().filter_map(Action::eni).cloned().collect();
-                actions.extend(self.tags(&busy));
+                actions.extend(self.change_of_size(&busy(&actions)));
+                actions.extend(self.regroups(&busy(&actions)));
+                actions.extend(self.tags(&busy(&actions)));
             }
         }
         actions

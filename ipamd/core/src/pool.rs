@@ -302,13 +302,13 @@ impl Pool {
         let foreign_gone = self.foreign.keys().any(|id| !shown.contains_key(id));
         let mut vanished = false;
         for eni in self.enis.values_mut() {
-            let idle = eni.in_flight.is_none();
+            let held = eni.in_flight.is_none() && eni.stage.place().is_some();
             let blocks = shown.get(&eni.id);
             for block in eni.blocks.values_mut() {
                 match blocks {
                     Some(blocks) if blocks.contains(&block.net()) => block.sighted(true),
                     // EC2 is asked before it is believed: metadata may be stale.
-                    Some(_) | None => vanished |= idle && block.is_shown(),
+                    Some(_) | None => vanished |= held && block.is_shown(),
                 }
             }
         }

@@ -188,6 +188,17 @@ EC2     change calls: 9 at once, then 1.00 a second (of 2.00), the next in 0.0 s
     }
 
     #[test]
+    fn what_ec2_no_longer_shows_is_marked() {
+        let mut view = example();
+        for at in [0, 3] {
+            view.interfaces[0].blocks[at].missing = true;
+        }
+        let text = view.to_string();
+        assert!(text.contains("3 addresses (1 missing)"), "{text}");
+        assert!(text.contains("10.0.1.16/28 (leaving) (missing)"), "{text}");
+    }
+
+    #[test]
     fn a_daemon_that_starts_has_a_table_too() {
         let view = View {
             status: "starting: read instance metadata".into(),

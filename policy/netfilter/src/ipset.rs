@@ -164,8 +164,7 @@ impl IpSets {
         M: IntoIterator<Item: Borrow<Member>, IntoIter: Clone>,
     {
         let members = members.into_iter();
-        let expected = u32::try_from(members.clone().count()).unwrap_or(u32::MAX);
-        let room = room(name, kind, expected)?;
+        let (expected, room) = size(name, kind, members.clone().count())?;
         self.make(name, family, kind, room, expected)?;
         self.change(Change::Add, name, family, kind, members)
             .inspect_err(|_| {
@@ -185,8 +184,7 @@ impl IpSets {
         // what all of them are long.
         if sets.len() < MANY.max(self.known.len()) {
             for (name, set) in sets {
-                let expected = u32::try_from(set.members.len()).unwrap_or(u32::MAX);
-                let room = room(name, set.kind, expected)?;
+                let (expected, room) = size(name, set.kind, set.members.len())?;
                 self.make(name, family, set.kind, room, expected)?;
             }
             return Ok(());
@@ -466,8 +464,7 @@ impl IpSets {
         for sets in sets.chunks(TOGETHER) {
             let mut messages = Vec::with_capacity(sets.len());
             for (name, set) in sets {
-                let expected = u32::try_from(set.members.len()).unwrap_or(u32::MAX);
-                let room = room(name, set.kind, expected)?;
+                let (expected, room) = size(name, set.kind, set.members.len())?;
                 self.known.remove(*name);
                 messages.push(self.making(0, name, family, set.kind, room, expected)?);
             }
@@ -547,12 +544,14 @@ impl IpSets {
     }
 }
 
-/// How many members a set of a kind can hold, of which so many are known.
-fn room(name: &SetName, kind: SetKind, expected: u32) -> Result<u32, Error> {
-    match kind {
-        SetKind::Net | SetKind::NetPort => room_for(name, expected),
-        SetKind::Guard => Ok(guard::ROOM),
-    }
+/// How many members a set of a kind is made for, and how many it can hold.
+fn size(name: &SetName, kind: SetKind, members: usize) -> Result<(u32, u32), Error> {
+    let expected = u32::try_from(members).unwrap_or(u32::MAX);
+    let room = match kind {
+        SetKind::Net | SetKind::NetPort => room_for(name, expected)?,
+        SetKind::Guard => guard::ROOM,
+    };
+    Ok((expected, room))
 }
 
 /// An error about many sets, if it is about one of them, says so.

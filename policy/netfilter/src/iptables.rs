@@ -261,9 +261,11 @@ impl Tool {
         reason = "the enforcement half's one place that starts processes"
     )]
     fn start(program: &str, arguments: &[&str]) -> Result<Self, Error> {
-        let failed = failing(program);
+        let failed = |what| failed(program, what);
         let (stdin, input) = std::io::pipe().map_err(failed("make its input"))?;
-        ioctl_fionbio(&input, true).map_err(|errno| failed("make its input")(errno.into()))?;
+        ioctl_fionbio(&input, true)
+            .map_err(std::io::Error::from)
+            .map_err(failed("make its input"))?;
         let stdout = memory_file().map_err(failed("make its output"))?;
         let stderr = memory_file().map_err(failed("make its output"))?;
         let child = Command::new(program)
@@ -311,7 +313,7 @@ impl Tool {
         patience: Duration,
     ) -> Result<Finished, Error> {
         let program = self.program.clone();
-        let failed = failing(&program);
+        let failed = |what| failed(&program, what);
         let slow = || Error::Slow {
             tool: program.clone(),
             patience,
@@ -328,7 +330,9 @@ impl Tool {
         }
         self.input = None;
         let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty());
-        let pidfd = pidfd.map_err(|errno| failed("wait")(errno.into()))?;
+        let pidfd = pidfd
+            .map_err(std::io::Error::from)
+            .map_err(failed("wait"))?;
         if !ready(&pidfd, PollFlags::IN, deadline).map_err(failed("wait"))? {
             return Err(slow());
         }
@@ -349,15 +353,14 @@ impl Drop for Tool {
     }
 }
 
-/// What an error of the system becomes, by what was being done.
-fn failing(program: &str) -> impl Fn(&'static str) -> Failing + '_ {
-    move |what| {
-        let tool = program.to_owned();
-        Box::new(move |source| Error::Spawn { tool, what, source })
+/// What an error of the system becomes, by what was being done with which tool.
+fn failed(tool: &str, what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Spawn {
+        tool: tool.to_owned(),
+        what,
+        source,
     }
 }
-
-type Failing = Box<dyn FnOnce(std::io::Error) -> Error>;
 
 fn memory_file() -> std::io::Result<File> {
     Ok(File::from(memfd_create("iptables", MemfdFlags::CLOEXEC)?))

@@ -211,6 +211,9 @@ impl Pool {
         result: Result<(), CloudError>,
         now: Timestamp,
     ) {
+        if result.is_ok() {
+            self.succeeded(eni);
+        }
         let Some(eni) = self.enis.get_mut(eni) else {
             return;
         };
@@ -221,7 +224,7 @@ impl Pool {
             }
             Err(error) => {
                 self.last_failure = Some(error.to_string());
-                eni.refused = Some(groups);
+                eni.refused_groups = Some(groups);
             }
         }
     }

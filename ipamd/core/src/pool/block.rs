@@ -115,6 +115,11 @@ impl Block {
         self.sight == Sight::Missing
     }
 
+    /// Whether its addresses can be given to pods, or back: it is there, and stays.
+    fn is_usable(&self) -> bool {
+        !self.is_leaving() && !self.is_missing()
+    }
+
     /// Whether a description that does not show it says something new.
     pub(crate) fn is_shown(&self) -> bool {
         self.sight == Sight::Shown
@@ -168,7 +173,7 @@ impl Block {
 
     /// Addresses that a pod can have now; none of a block that is being given back, or missing.
     pub fn free(&self, now: Timestamp) -> u32 {
-        if self.is_leaving() || self.is_missing() {
+        if !self.is_usable() {
             return 0;
         }
         let taken = self.slots.values().filter(|slot| !slot.is_free(now));
@@ -177,15 +182,13 @@ impl Block {
 
     /// Whether no pod has an address of it and none rests: it can be given back, if it is there.
     pub fn is_wholly_free(&self, now: Timestamp) -> bool {
-        !self.is_leaving()
-            && !self.is_missing()
-            && self.slots.values().all(|slot| slot.is_free(now))
+        self.is_usable() && self.slots.values().all(|slot| slot.is_free(now))
     }
 
     /// The address to give next, and when it was last let go. IPv4: one that no pod had, else the one that has rested
     /// longest. IPv6: the one that has rested longest first, so that a block of 2^48 does not have to be remembered.
     pub(crate) fn next_free(&self, now: Timestamp) -> Option<(Option<Timestamp>, IpAddr)> {
-        if self.is_leaving() || self.is_missing() {
+        if !self.is_usable() {
             return None;
         }
         let rested = self

@@ -119,7 +119,7 @@ pub struct Eni {
     /// Its security groups, as last described or set; `None` if nobody told.
     pub(crate) groups: Option<BTreeSet<SecurityGroupId>>,
     /// Security groups that EC2 would not give it.
-    pub(crate) refused: Option<BTreeSet<SecurityGroupId>>,
+    pub(crate) refused_groups: Option<BTreeSet<SecurityGroupId>>,
     /// Tags of ours that it lacks.
     pub(crate) untagged: BTreeMap<String, String>,
     pub(crate) retry: Retry,

@@ -131,7 +131,8 @@ impl Pool {
         }
         let wanted: BTreeSet<SecurityGroupId> = self.security_groups.iter().cloned().collect();
         let others = eni.groups.as_ref().is_some_and(|has| *has != wanted);
-        (others && !wanted.is_empty() && eni.refused.as_ref() != Some(&wanted)).then_some(wanted)
+        (others && !wanted.is_empty() && eni.refused_groups.as_ref() != Some(&wanted))
+            .then_some(wanted)
     }
 
     /// The subnets as last told by EC2.

@@ -107,7 +107,7 @@ impl Pool {
             blocks: BTreeMap::new(),
             in_flight: None,
             groups: facts.security_groups.clone(),
-            refused: None,
+            refused_groups: None,
             untagged: self.missing_tags(facts),
             retry: Retry::default(),
             unsure: false,

@@ -312,6 +312,26 @@ fn a_young_interface_that_was_taken_away_serves_no_new_pod() {
 }
 
 #[test]
+fn what_we_took_away_ourselves_is_not_missed() {
+    let mut node = Node::new(Ec2::small(), Targets::default());
+    node.settle();
+    assert!(node.add());
+    node.settle();
+    node.wait(120);
+    let all: Vec<SeenEni> = node.ec2.enis().iter().map(seen).collect();
+    assert_eq!(all.len(), 2);
+    assert!(!node.pool.differs(&all, node.now));
+    node.del(1);
+    node.wait(600);
+    let mut done = false;
+    while !done {
+        done = matches!(node.tick()[..], [Action::Detach { .. }]);
+    }
+    // Metadata has forgotten it; it is still to be deleted.
+    assert!(!node.pool.differs(&all[..1], node.now));
+}
+
+#[test]
 fn what_is_missing_is_made_good_before_it_is_given_up() {
     let mut node = Node::new(Ec2::small(), targets(0, 1, 2));
     node.settle();

@@ -51,7 +51,8 @@ impl IpSets {
     }
 
     /// As [`IpSets::change`] for each of many sets, in as few datagrams as will do: the kernel is asked
-    /// once for dozens of sets. `between` is called after each. The answer is those that are full, and lack some of theirs.
+    /// once for dozens of sets. `between` is called after each. The answer is those that are full, and lack
+    /// some of theirs.
     pub(super) fn change_all<'a>(
         &mut self,
         change: Change,

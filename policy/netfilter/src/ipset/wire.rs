@@ -133,9 +133,9 @@ pub(super) fn revision_known(kind: SetKind) -> u8 {
     }
 }
 
-/// Buckets for as many members as expected. The kernel makes a table larger when a bucket has twelve, which waits for a grace
-/// period, 4 to 8 ms: with four times as many members at the soonest. More buckets would make each look at a header
-/// dearer, which walks through all of them.
+/// Buckets for as many members as expected. The kernel makes a table larger when a bucket has twelve, which
+/// waits for a grace period, 4 to 8 ms: with four times as many members at the soonest. More buckets would make
+/// each look at a header dearer, which walks through all of them.
 pub(super) fn hash_size(expected: u32) -> u32 {
     expected.clamp(BUCKETS_MIN, BUCKETS_MAX).next_power_of_two()
 }
