@@ -249,7 +249,10 @@ pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp
         (pool.bucket.available(budget, now) == 0).then_some(budget)
     });
     let planned = growing.filter(|_| pace.is_none());
-    if let Some(doing) = under_way(pool, now).or(planned.map(|action| action.to_string())) {
+    let doing = under_way(pool, now)
+        .or(planned.map(|action| action.to_string()))
+        .or_else(|| soon(&view));
+    if let Some(doing) = doing {
         return Cause::Refilling {
             doing,
             after: pool.last_failure.clone(),
@@ -286,6 +289,13 @@ pub fn why_empty(pool: &Pool, targets: &Targets, limits: &Limits, now: Timestamp
     cooling(pool, now)
         .or_else(|| missing(pool, now))
         .unwrap_or_else(|| limit(&view))
+}
+
+/// An interface has room, and another call about it ends in a moment.
+fn soon(view: &View<'_>) -> Option<String> {
+    let provides = forbidden(view.pool).is_none() && Sizes::of(view).short(view) > 0;
+    let eni = view.busy_with_room().filter(|_| provides)?;
+    Some(format!("{} can take more in a moment", eni.id()))
 }
 
 fn missing(pool: &Pool, now: Timestamp) -> Option<Cause> {

@@ -12,6 +12,9 @@
 //! are taken off A: they are asked for at once, all of them. With prefixes what is short is rounded up to whole ones
 //! and what is over down.
 //!
+//! While pods are coming and most of what is to be free still is, what is short is asked for a moment later, for all of
+//! them at once.
+//!
 //! What was in use at once within the last minutes counts as in use when it comes to giving back, so that a pool that
 //! breathes with its pods does not call EC2 with each breath. Nor does what was asked for within them go, for
 //! it is there for pods that are to come. Who had to ask again for what it had given back holds for longer, until it is at
@@ -22,7 +25,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use crate::action::Action;
-use crate::cloud::Budget;
+use crate::cloud::{Budget, PREFIX_ADDRESSES};
 use crate::ids::{EniId, Timestamp};
 use crate::limits::{Limits, Mode};
 use crate::pool::{Block, Eni, InFlight, Place, Pool, Provisioning, Stage};
@@ -301,7 +304,7 @@ impl View<'_> {
             return vec![Action::DescribeSubnets];
         }
         let lacking = short > 0 || self.waiting > 0;
-        let mut actions = if lacking {
+        let mut actions = if lacking && !self.gathers(&sizes) {
             self.grow(busy, &sizes, short)
         } else {
             self.creates_again()
@@ -312,6 +315,21 @@ impl View<'_> {
             actions.extend(self.shrink(busy, over));
         }
         actions
+    }
+
+    /// Whether more is asked for in a moment: pods are coming, three quarters of what is to be free still is, and once
+    /// they are there it is known how many. What whole interfaces are asked for is the same at any time.
+    fn gathers(&self, sizes: &Sizes) -> bool {
+        let wanted = match (self.mode(), self.targets.by_addresses()) {
+            (Mode::Addresses | Mode::Prefixes, Some((warm, _))) => warm,
+            (Mode::Prefixes, None) => self.targets.warm_prefixes.saturating_mul(PREFIX_ADDRESSES),
+            (Mode::Addresses, None) | (Mode::Ipv6, _) => 0,
+        };
+        wanted > 0
+            && sizes.available >= wanted - wanted / 4
+            && self.waiting == 0
+            && !self.pool.is_refused()
+            && self.pool.demand.gathers(self.now)
     }
 
     /// Whether subnets are to be looked at; `choosing`: before an interface is made in one.

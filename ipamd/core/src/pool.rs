@@ -268,6 +268,12 @@ impl Pool {
         stats
     }
 
+    /// Whether a new pod would be given an address at once.
+    pub(crate) fn has_free(&self, now: Timestamp) -> bool {
+        let mut enis = self.enis.values();
+        enis.any(|eni| eni.stage.is_ready() && self.serves(eni) && eni.free(now) > 0)
+    }
+
     /// Whether it serves at all: an interface is ready, may serve and holds an address, free or not.
     pub fn can_serve(&self) -> bool {
         self.enis

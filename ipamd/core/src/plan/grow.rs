@@ -184,6 +184,15 @@ impl View<'_> {
         sum(soon.map(|eni| self.room(eni)))
     }
 
+    /// An interface that could be asked for more if no other call about it were under way.
+    pub(crate) fn busy_with_room(&self) -> Option<&Eni> {
+        let mut enis = self.pool.enis.values();
+        enis.find(|eni| {
+            let serves = eni.stage.is_ready() && self.pool.serves(eni);
+            serves && eni.in_flight.is_some() && self.room(eni) > 0
+        })
+    }
+
     /// Addresses that an interface could still be asked for.
     fn room(&self, eni: &Eni) -> u32 {
         let in_flight = match eni.in_flight {

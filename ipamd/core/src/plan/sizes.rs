@@ -3,7 +3,7 @@
 use super::View;
 use crate::cloud::{PREFIX_ADDRESSES, Want};
 use crate::limits::Mode;
-use crate::pool::InFlight;
+use crate::pool::{HOLD, InFlight};
 
 /// What the pool holds, for the arithmetic. Only what may serve new pods counts, and only blocks of the kind that the
 /// mode asks for; others are on their way out, and stand by themselves.
@@ -53,7 +53,6 @@ impl Sizes {
             }
             sizes.everything = sizes.everything.saturating_add(addresses);
         }
-        let hold = pool.demand.hold(now);
         let mut used_anywhere = 0u32;
         for eni in pool.enis.values() {
             let used = eni.assigned() + eni.cooling(now);
@@ -86,7 +85,7 @@ impl Sizes {
                 sizes.blocks += 1;
                 if block.is_wholly_free(now) {
                     sizes.free_blocks += 1;
-                    if now.since(block.acquired) < hold {
+                    if now.since(block.acquired) < HOLD {
                         sizes.young_blocks += 1;
                         sizes.young = sizes.young.saturating_add(block.size());
                     }

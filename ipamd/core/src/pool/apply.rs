@@ -20,9 +20,6 @@ impl Pool {
         if let Some(budget) = action.operation().and_then(|operation| operation.budget()) {
             self.bucket.take(budget, now);
         }
-        if matches!(action, Action::Create(_) | Action::Assign { .. }) {
-            self.demand.asked(self.last_decrease, now);
-        }
         match action {
             Action::Create(request) => {
                 self.serial = self.serial.max(serial_of(&request.token) + 1);

@@ -4,27 +4,22 @@ use std::time::Duration;
 
 use crate::ids::Timestamp;
 
-/// For so long what was in use at once is kept at hand, before it is given back: a node whose pods come and go every few
-/// minutes should not call EC2 each time. One whose pods come every quarter of an hour learns so by what it asks for
-/// again ([`WINDOWS`]).
-pub(crate) const HOLD: Duration = Duration::from_secs(300);
-/// Windows that peaks are remembered in, two of them for [`HOLD`].
-const WINDOW: Duration = Duration::from_secs(HOLD.as_secs() / 2);
-/// All of them: so long a node holds that had to ask again for what it had given back.
-const WINDOWS: usize = 8;
-/// A node is at rest when no pod has come or gone for so long: one whose jobs come every quarter of an hour and take a
-/// minute is not.
-const REST: Duration = Duration::from_secs(840);
+/// For so long what was in use at once, or what was asked for and nobody has used, is kept at hand before it is given back:
+/// a node whose jobs come every ten minutes should not call EC2 each time, and one that has become idle is taken away by
+/// the autoscaler after ten minutes (`scale-down-unneeded-time`), with all that it holds.
+pub(crate) const HOLD: Duration = Duration::from_secs(720);
+/// Peaks are remembered in so many windows, which make up [`HOLD`].
+const WINDOWS: usize = 4;
+const WINDOW: Duration = Duration::from_secs(HOLD.as_secs() / WINDOWS as u64);
 /// Over so long the pods that came are counted, to see how fast more of them come.
 const TREND: Duration = Duration::from_secs(60);
 /// So many within half of that show at what pace they come, ...
 const PACE: u32 = 8;
 /// ... if they took this long at least: those that come at once are no pace.
-const PACE_OVER: Duration = Duration::from_secs(5);
+const PACE_OVER: Duration = Duration::from_secs(2);
 
-fn span(windows: usize) -> Duration {
-    WINDOW.mul_f64(windows as f64)
-}
+/// When no pod has come for so long, those that come together are there.
+const GATHER: Duration = Duration::from_secs(5);
 
 /// A number over windows that move: the latest first.
 #[derive(Debug, Clone, Copy)]
@@ -62,10 +57,8 @@ pub(crate) struct Demand {
     used: u32,
     peaks: Windows<WINDOWS>,
     came: Windows<2>,
-    /// When a pod last came or went.
-    moved: Timestamp,
-    /// What was given back was asked for again.
-    regrets: bool,
+    /// When a pod last came.
+    arrived: Timestamp,
 }
 
 impl Demand {
@@ -73,52 +66,27 @@ impl Demand {
     pub(crate) fn taken(&mut self, used: u32, now: Timestamp) {
         self.came.turn(TREND / 2, 0, now);
         self.came.each[0] = self.came.each[0].saturating_add(1);
+        self.arrived = now;
         self.level(used, now);
     }
 
     /// `used` addresses are in use or rest now.
     pub(crate) fn level(&mut self, used: u32, now: Timestamp) {
-        self.regrets = self.is_patient(now);
-        self.moved = now;
         self.peaks.turn(WINDOW, self.used, now);
         self.peaks.each[0] = self.peaks.each[0].max(used);
         self.used = used;
     }
 
-    /// More is asked for. `given`: when something was last given back.
-    pub(crate) fn asked(&mut self, given: Option<Timestamp>, now: Timestamp) {
-        self.regrets |= given.is_some_and(|given| now.since(given) < span(WINDOWS));
-    }
-
-    fn is_patient(&self, now: Timestamp) -> bool {
-        self.regrets && now.since(self.moved) < REST
-    }
-
-    fn peaks(&self, used: u32, now: Timestamp) -> [u32; WINDOWS] {
-        let mut peaks = self.peaks;
-        peaks.turn(WINDOW, self.used.min(used), now);
-        peaks.each
-    }
-
-    /// Windows that are held for.
-    fn held(&self, now: Timestamp) -> usize {
-        if self.is_patient(now) { WINDOWS } else { 2 }
-    }
-
-    /// For so long what was in use at once, or what was asked for and nobody has used, is held.
-    pub(crate) fn hold(&self, now: Timestamp) -> Duration {
-        span(self.held(now))
-    }
-
     /// The most that was in use at once lately, at least `used`, which are now.
     pub(crate) fn peak(&self, used: u32, now: Timestamp) -> u32 {
-        let peaks = self.peaks(used, now);
-        peaks[..self.held(now)]
-            .iter()
-            .copied()
-            .max()
-            .unwrap_or(0)
-            .max(used)
+        let mut peaks = self.peaks;
+        peaks.turn(WINDOW, self.used.min(used), now);
+        peaks.each.into_iter().fold(used, u32::max)
+    }
+
+    /// Whether pods are coming, one after the other.
+    pub(crate) fn gathers(&self, now: Timestamp) -> bool {
+        now.since(self.arrived) < GATHER
     }
 
     /// Pods that came within the last minute or so; where many have just begun to come, those of half a minute at their
@@ -146,15 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_is_remembered_for_half_a_window_at_least_and_a_whole_one_at_most() {
+    fn a_peak_is_remembered_for_nine_minutes_at_least_and_for_twelve_at_most() {
         let mut demand = Demand::default();
         demand.level(20, at(0));
         demand.level(3, at(10));
-        assert_eq!(demand.peak(3, at(149)), 20);
-        assert_eq!(demand.peak(3, at(301)), 3);
-        demand.level(4, at(160));
-        assert_eq!(demand.peak(4, at(300)), 20);
-        assert_eq!(demand.peak(4, at(311)), 4);
+        assert_eq!(demand.peak(3, at(9 * 60 - 1)), 20);
+        assert_eq!(demand.peak(3, at(12 * 60 + 1)), 3);
+        demand.level(4, at(190));
+        assert_eq!(demand.peak(4, at(12 * 60)), 20);
+        assert_eq!(demand.peak(4, at(12 * 60 + 11)), 4);
     }
 
     #[test]

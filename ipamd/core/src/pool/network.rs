@@ -15,6 +15,8 @@ pub(crate) const SUBNETS_STALE: Duration = Duration::from_secs(3600);
 pub(crate) const SUBNETS_REFRESH: Duration = Duration::from_secs(12 * 3600);
 /// How long a subnet without addresses, or an instance without room for interfaces, is left alone.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_secs(120);
+/// A node that still has a free address leaves such a subnet alone twice as long each time, so often: sixteen minutes.
+const PATIENCE: u32 = 3;
 
 /// A node's ENIConfig: where the interfaces of its pods are made under custom networking.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +70,11 @@ impl From<Want> for Kind {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Room {
     /// Not asked before this.
-    pub(crate) paused_until: Option<Timestamp>,
+    paused_until: Option<Timestamp>,
+    /// Not asked before this while the node has a free address.
+    patient_until: Option<Timestamp>,
+    /// Refusals since something was given.
+    refusals: u32,
     /// After a refusal: ask for no more than this at once; grows with success.
     pub(crate) ask: Option<u32>,
     /// Why it cannot be used at all, in the cloud's words.
@@ -300,9 +306,23 @@ impl Pool {
     pub(crate) fn askable(&self, subnet: &SubnetId, kind: Kind, now: Timestamp) -> u32 {
         match self.network.rooms.get(&(subnet.clone(), kind)) {
             None => u32::MAX,
-            Some(room) if room.paused_until.is_some_and(|until| now < until) => 0,
+            Some(room) if self.rests(room, now).is_some() => 0,
             Some(room) => room.ask.unwrap_or(u32::MAX),
         }
+    }
+
+    /// Until when a subnet rests, if it does.
+    fn rests(&self, room: &Room, now: Timestamp) -> Option<Timestamp> {
+        let until = match self.has_free(now) {
+            true => room.paused_until.max(room.patient_until),
+            false => room.paused_until,
+        };
+        until.filter(|until| now < *until)
+    }
+
+    /// Whether a subnet has refused since it last gave something.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.network.rooms.values().any(|room| room.refusals > 0)
     }
 
     /// The subnet had fewer than what was asked: ask for one; if it was one, leave the subnet alone.
@@ -314,6 +334,8 @@ impl Pool {
         room.ask = Some(1);
         if want.count() <= 1 {
             room.paused_until = Some(now + pause);
+            room.patient_until = Some(now + pause * (1 << room.refusals.min(PATIENCE)));
+            room.refusals += 1;
         }
     }
 
@@ -336,7 +358,7 @@ impl Pool {
         rooms
             .filter(|((_, of), _)| *of == kind)
             .find_map(|(_, room)| {
-                let until = room.paused_until.filter(|until| now < *until)?;
+                let until = self.rests(room, now)?;
                 Some((room.wrong.as_deref()?, until))
             })
     }
@@ -346,6 +368,8 @@ impl Pool {
         let key = (subnet.clone(), Kind::from(want));
         if let Some(room) = self.network.rooms.get_mut(&key) {
             room.paused_until = None;
+            room.patient_until = None;
+            room.refusals = 0;
             room.wrong = None;
             room.ask = room.ask.map(|ask| ask.saturating_mul(2));
         }
@@ -360,7 +384,7 @@ impl Pool {
             .rooms
             .iter()
             .filter_map(move |((subnet, kind), room)| {
-                let until = room.paused_until.filter(|until| now < *until)?;
+                let until = self.rests(room, now)?;
                 Some((subnet, *kind, until))
             })
     }

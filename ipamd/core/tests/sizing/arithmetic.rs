@@ -120,7 +120,7 @@ fn an_empty_interface_is_given_back_after_its_addresses_have_rested_and_no_soone
     node.wait(61);
     node.settle();
     assert_eq!(node.sizes().0, 3, "it was all in use a minute ago");
-    node.wait(240);
+    node.wait(660);
     node.settle();
     assert_eq!(node.sizes().0, 2, "one at a time");
     assert_eq!(
@@ -155,7 +155,7 @@ fn with_a_warm_address_target_single_addresses_are_given_back_but_never_one_that
     node.wait(31);
     node.settle();
     assert_eq!(node.sizes(), (1, 8, 8), "they were in use a moment ago");
-    node.wait(300);
+    node.wait(720);
     node.settle();
     assert_eq!(node.sizes(), (1, 2, 2));
 }

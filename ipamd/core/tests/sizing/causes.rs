@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use selvage_ipamd_core::action::Action;
 use selvage_ipamd_core::cause::Cause;
 use selvage_ipamd_core::cloud::Operation;
 use selvage_ipamd_core::fake::{Ec2, Fault};
@@ -107,4 +108,27 @@ fn a_retry_that_is_under_way_does_not_hide_why_the_last_try_failed() {
             .contains("(the last try: CreateNetworkInterface: Odd"),
         "{cause}"
     );
+}
+
+#[test]
+fn who_comes_while_another_call_about_the_only_interface_is_under_way_waits() {
+    let mut node = Node::with_prefixes(Ec2::with_limits(3, 10), Targets::default());
+    node.settle();
+    while node.add() {}
+    let eni = node.ec2.enis().remove(0).id;
+    let tag = Action::Tag {
+        eni,
+        tags: [("key".to_owned(), "value".to_owned())].into(),
+    };
+    node.pool.begin(&tag, node.now);
+    let cause = node.cause();
+    assert_eq!(cause.may_pass_in(), Some(Duration::ZERO), "{cause}");
+    assert!(
+        cause.to_string().contains("can take more in a moment"),
+        "{cause}"
+    );
+    let outcome = node.ec2.carry_out(&tag);
+    node.pool.apply(outcome, node.now);
+    node.settle();
+    assert!(node.add());
 }

@@ -44,13 +44,13 @@ fn where_pods_come_at_a_pace_those_of_the_next_minute_are_asked_for_too() {
     }
     let calls = node.ec2.calls(Operation::AssignAddresses) - before;
     assert!(calls <= 8, "{calls} calls for 24 pods that came one by one");
-    node.wait(400);
+    node.wait(800);
     node.settle();
     assert_eq!(node.sizes(), (1, 26, 2), "what did not come is given back");
 }
 
 #[test]
-fn jobs_that_come_every_three_minutes_find_their_addresses_there() {
+fn jobs_that_come_every_ten_minutes_find_their_addresses_there() {
     let mut node = Node::new(Ec2::with_limits(4, 30), targets(1, 2, None));
     node.settle();
     let run = |node: &mut Node| {
@@ -68,12 +68,13 @@ fn jobs_that_come_every_three_minutes_find_their_addresses_there() {
                 node.del(pod);
             }
         }
-        for _ in 0..12 {
+        for _ in 0..54 {
             node.settle();
             node.wait(10);
         }
     };
-    // What was asked for ahead of the first ones, and nobody used, goes with the second.
+    // What was asked for ahead of the first ones, and nobody used, goes with the second or third.
+    run(&mut node);
     run(&mut node);
     run(&mut node);
     let before =
@@ -84,7 +85,7 @@ fn jobs_that_come_every_three_minutes_find_their_addresses_there() {
     let after =
         node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::UnassignAddresses);
     assert_eq!(after - before, 0);
-    node.wait(400);
+    node.wait(800);
     node.settle();
     assert_eq!(
         node.sizes(),
@@ -197,72 +198,109 @@ fn an_address_that_rests_does_not_count_as_one_that_a_pod_can_have() {
     assert_eq!(node.sizes(), (3, 9, 5), "two were free, and one rested");
 }
 
-/// Calls that change what the node holds.
-fn changes(node: &Node) -> u64 {
-    node.ec2.calls(Operation::AssignAddresses) + node.ec2.calls(Operation::UnassignAddresses)
-}
-
-/// So many pods come, one a second, stay a minute, and go; until a quarter of an hour has passed.
-fn jobs(node: &mut Node, count: u32) {
-    let first = node.pods + 1;
-    for _ in 0..count {
-        if !node.add() {
-            node.settle();
-            node.pods -= 1;
-            assert!(node.add());
-        }
-        node.settle();
-        node.wait(1);
-    }
-    node.wait(60);
-    for pod in first..=node.pods {
-        node.del(pod);
-    }
-    for _ in 0..(840 - count) / 10 {
-        node.settle();
-        node.wait(10);
-    }
-}
-
-#[test]
-fn a_node_that_had_to_ask_again_for_what_it_gave_back_holds_it_until_it_rests() {
-    let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
-    node.settle();
-    jobs(&mut node, 60);
-    assert_eq!(node.sizes(), (1, 16, 16), "nobody knows yet that more come");
-    // What it asks for ahead and nobody needs still goes, once.
-    jobs(&mut node, 60);
-    jobs(&mut node, 60);
-    let before = changes(&node);
-    for _ in 0..4 {
-        jobs(&mut node, 60);
-    }
-    assert_eq!(changes(&node), before);
-    node.wait(840);
-    node.settle();
-    assert_eq!(node.sizes(), (1, 16, 16), "it is at rest");
-    // And what it asks for long after is no regret.
-    node.wait(1200);
-    jobs(&mut node, 60);
-    assert_eq!(node.sizes(), (1, 16, 16));
-}
-
 #[test]
 fn what_was_asked_for_pods_to_come_is_not_given_back_before_they_had_time_to() {
     let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
     node.settle();
     // A pod a second: more are asked for than the target is.
-    for _ in 0..20 {
+    for _ in 0..22 {
         assert!(node.add());
         node.settle();
         node.wait(1);
     }
     let (_, held, free) = node.sizes();
     assert!(free > 32, "{free} of {held}");
-    node.wait(200);
+    node.wait(600);
     node.settle();
     assert_eq!(node.sizes(), (1, held, free));
-    node.wait(400);
+    node.wait(200);
     node.settle();
-    assert_eq!(node.sizes(), (1, 48, 28), "they did not come");
+    assert_eq!(node.sizes(), (1, 48, 26), "they did not come");
+}
+
+#[test]
+fn while_pods_come_and_most_of_what_is_warm_is_free_no_more_is_asked_for() {
+    let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
+    node.settle();
+    let asked = |node: &Node| node.ec2.calls(Operation::AssignAddresses);
+    let before = asked(&node);
+    for _ in 0..4 {
+        assert!(node.add());
+        node.settle();
+        node.wait(4);
+    }
+    assert_eq!(
+        asked(&node),
+        before,
+        "they are still coming, and 12 of 16 are free"
+    );
+    node.wait(1);
+    node.settle();
+    assert_eq!(asked(&node), before + 1, "they are there");
+    assert_eq!(node.sizes(), (1, 32, 28));
+    for _ in 0..17 {
+        assert!(node.add());
+    }
+    node.settle();
+    assert!(
+        asked(&node) > before + 1,
+        "11 of 16 are free: too few to wait"
+    );
+}
+
+#[test]
+fn where_a_subnet_has_refused_what_is_short_is_asked_for_at_once() {
+    let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
+    node.settle();
+    node.ec2.fragment("subnet-1", true);
+    node.add_many(1);
+    let asked = |node: &Node| node.ec2.calls(Operation::AssignAddresses);
+    let before = asked(&node);
+    node.wait(3600);
+    assert!(node.add());
+    node.settle();
+    assert_eq!(asked(&node), before + 1);
+}
+
+#[test]
+fn a_subnet_that_refuses_is_asked_more_seldom_by_a_node_that_has_a_free_address() {
+    let mut node = Node::with_prefixes(Ec2::with_limits(4, 15), Targets::default());
+    node.settle();
+    node.ec2.fragment("subnet-1", true);
+    let asked = |node: &Node| node.ec2.calls(Operation::AssignAddresses);
+    let within = |node: &mut Node, minutes: u64| {
+        let before = asked(node);
+        for _ in 0..6 * minutes {
+            node.settle();
+            node.wait(10);
+        }
+        asked(node) - before
+    };
+    node.add_many(2);
+    // After two, four, eight and sixteen minutes, each longer by up to a quarter.
+    let patient = within(&mut node, 60);
+    assert!((4..=6).contains(&patient), "{patient} calls in an hour");
+    // The last free address goes: from now on somebody may need what the subnet has.
+    for _ in 0..14 {
+        assert!(node.add());
+    }
+    let before = asked(&node);
+    node.settle();
+    assert_eq!(
+        asked(&node),
+        before + 1,
+        "at once: the pause of those in need is over"
+    );
+    let needy = within(&mut node, 60);
+    assert!((24..=30).contains(&needy), "{needy} calls in an hour");
+    // And what it gives ends the patience.
+    node.ec2.fragment("subnet-1", false);
+    within(&mut node, 3);
+    assert!(node.sizes().2 > 0, "{:?}", node.sizes());
+    node.ec2.fragment("subnet-1", true);
+    for _ in 0..node.sizes().2 - 1 {
+        assert!(node.add());
+    }
+    let again = within(&mut node, 5);
+    assert!((2..=3).contains(&again), "{again} calls in five minutes");
 }

@@ -90,6 +90,7 @@ impl Node {
             self.settle();
             // One by one, not in a rush.
             self.wait(61);
+            self.settle();
         }
     }
 

@@ -85,7 +85,7 @@ fn pods_fill_the_fullest_prefix_so_that_others_drain_and_go_back() {
         .collect();
     counts.sort_unstable();
     assert_eq!(counts, [0, 0, 5, 16], "the first prefix was filled up");
-    node.wait(400);
+    node.wait(800);
     node.settle();
     assert_eq!(node.sizes(), (1, 48, 27), "one is spare, one has gone");
 }
@@ -99,8 +99,7 @@ fn a_prefix_with_an_address_that_rests_is_not_given_back() {
     };
     let mut node = Node::with(Ec2::with_limits(3, 10), prefixes(1), settings);
     node.settle();
-    assert!(node.add());
-    node.settle();
+    node.add_many(1);
     assert_eq!(node.sizes(), (1, 32, 31));
     // Nothing in it serves any more, and all but one address could go.
     node.ec2
