@@ -153,7 +153,7 @@ fn give(child: &mut Child, conf: &[u8]) {
     }
 }
 
-/// The netlink work of one ADD with a made-up lease in the table of a second ENI, undone afterwards.
+/// The netlink work of one ADD with a made-up lease of the primary ENI, undone afterwards.
 fn netlink(host: &mut Host, sandbox: &Sandboxed, number: usize) -> Duration {
     let (request, lease) = made_up(sandbox, number);
     let start = Instant::now();
@@ -188,7 +188,7 @@ fn made_up(sandbox: &Sandboxed, number: usize) -> (AddRequest, Lease) {
         mtu: 9001,
         policy_ready: None,
     };
-    (request, Lease::new(Ipv4Addr::new(10, 99, 7, number), 3, 2))
+    (request, Lease::new(Ipv4Addr::new(10, 99, 7, number), 0, 0))
 }
 
 /// Microseconds, a list for each round.
@@ -202,6 +202,34 @@ struct Serial {
     dels: Rounds,
     /// Mean milliseconds of ipamd's writes of the checkpoint, for each round.
     write_ms: Vec<f64>,
+    /// Bytes that ipamd takes after each round.
+    resident: Vec<f64>,
+}
+
+/// ipamd's metrics, as it tells them.
+struct Metrics(String);
+
+impl Metrics {
+    fn now() -> Self {
+        let mut stream = TcpStream::connect(METRICS).expect("ipamd tells its metrics");
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            .expect("a request can be sent");
+        let mut page = String::new();
+        stream
+            .read_to_string(&mut page)
+            .expect("metrics can be read");
+        Metrics(page)
+    }
+
+    /// The sample of that name, which has no labels.
+    fn value(&self, name: &str) -> f64 {
+        let mut lines = self.0.lines().filter_map(|line| line.split_once(' '));
+        let value = lines.find_map(|(key, value)| (key == name).then(|| value.trim().parse().ok()));
+        value
+            .flatten()
+            .unwrap_or_else(|| panic!("no {name} in the metrics"))
+    }
 }
 
 /// ipamd's own count of its checkpoint's writes.
@@ -212,22 +240,10 @@ struct Writes {
 
 impl Writes {
     fn now() -> Self {
-        let mut stream = TcpStream::connect(METRICS).expect("ipamd tells its metrics");
-        stream
-            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
-            .expect("a request can be sent");
-        let mut page = String::new();
-        stream
-            .read_to_string(&mut page)
-            .expect("metrics can be read");
-        let value = |name: &str| {
-            let line = page.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|value| value.trim().parse().ok());
-            value.unwrap_or_else(|| panic!("no {name} in the metrics"))
-        };
+        let metrics = Metrics::now();
         Writes {
-            count: value("selvage_ipamd_checkpoint_write_ms_count "),
-            ms: value("selvage_ipamd_checkpoint_write_ms_sum "),
+            count: metrics.value("selvage_ipamd_checkpoint_write_ms_count"),
+            ms: metrics.value("selvage_ipamd_checkpoint_write_ms_sum"),
         }
     }
 
@@ -266,6 +282,8 @@ fn serial(options: &Options) -> Serial {
         serial.plugin.push(of_plugin);
         serial.netlink.push(of_netlink);
         serial.write_ms.push(before.since().mean());
+        let resident = Metrics::now().value("process_resident_memory_bytes");
+        serial.resident.push(resident);
     }
     let dels = pods.chunks(options.each).map(|pods| {
         let del = |pod| plugin(options, "DEL", pod).as_micros();
@@ -326,7 +344,6 @@ fn at_once(options: &Options, round: usize) -> Burst {
     for (turn, pod) in bare.iter().enumerate() {
         let address = format!("10.99.7.{turn}");
         ip(&["rule", "delete", "to", &address, "priority", "512"]);
-        ip(&["rule", "delete", "from", &address, "priority", "1536"]);
         ip(&["link", "delete", &host_veth("eni", "bench", &pod.name)]);
     }
     Burst {
@@ -384,6 +401,7 @@ fn main() {
             "netlink": serial.netlink,
             "dels": serial.dels,
             "write_ms": serial.write_ms,
+            "resident": serial.resident,
             "start_plugin": start_plugin,
             "start_empty": start_empty,
             "burst_plugin": bursts.iter().map(|one| one.plugin).collect::<Vec<_>>(),

@@ -10,6 +10,7 @@ use crate::hostnet::Part;
 use crate::view::View;
 
 mod definitions;
+mod process;
 mod render;
 
 pub use definitions::{DEFINITIONS, Definition, Kind, document};
@@ -124,9 +125,10 @@ impl Metrics {
         spent.1 += took;
     }
 
-    /// Everything as text, in Prometheus's format 0.0.4.
+    /// Everything as text, in Prometheus's format 0.0.4. What cannot be read of the process itself is left out.
     pub fn render(&self, view: &View) -> String {
-        render::render(view, &self.lock())
+        let process = process::Process::look();
+        render::render(view, &self.lock(), process.ok().as_ref())
     }
 }
 
@@ -169,6 +171,7 @@ mod tests {
             "awscni_aws_api_error_count{api=\"CreateNetworkInterface\",error=\"Odd\\\"Code\"} 1",
             "awscni_ec2api_req_count{fn=\"CreateNetworkInterface\"} 1",
             "awscni_ec2api_error_count{fn=\"CreateNetworkInterface\"} 1",
+            "# TYPE process_cpu_seconds_total counter",
             "selvage_ipamd_ready 1",
             "selvage_ipamd_add_duration_ms_sum{outcome=\"leased\"} 1.500",
             "awscni_aws_api_latency_ms_count{api=\"InstanceMetadata\",error=\"false\",status=\"\"} 1",

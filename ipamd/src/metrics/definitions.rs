@@ -168,6 +168,30 @@ pub const DEFINITIONS: &[Definition] = &[
         "Prefixes held for pods",
     ),
     define(
+        "process_cpu_seconds_total",
+        Kind::Counter,
+        &[],
+        "CPU time used, in user and system mode",
+    ),
+    define(
+        "process_open_fds",
+        Kind::Gauge,
+        &[],
+        "Open file descriptors",
+    ),
+    define(
+        "process_resident_memory_bytes",
+        Kind::Gauge,
+        &[],
+        "Memory in use",
+    ),
+    define(
+        "process_start_time_seconds",
+        Kind::Gauge,
+        &[],
+        "When the process began, in seconds since 1970",
+    ),
+    define(
         "selvage_ipamd_add_duration_ms",
         Kind::Summary,
         &["outcome"],

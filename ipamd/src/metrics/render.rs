@@ -7,14 +7,19 @@ use std::time::Duration;
 
 use super::Counters;
 use super::definitions::DEFINITIONS;
+use super::process::Process;
 use crate::hostnet::Part;
 use crate::view::View;
 
-/// The whole page.
-pub(super) fn render(view: &View, counters: &Counters) -> String {
+/// The whole page; without the numbers of a process that could not be looked at.
+pub(super) fn render(view: &View, counters: &Counters, process: Option<&Process>) -> String {
     let mut text = Text::default();
     for definition in DEFINITIONS {
         let name = definition.name;
+        let own = name.starts_with("process_");
+        if own && process.is_none() {
+            continue;
+        }
         // Writing to a String cannot fail.
         let _ = writeln!(
             text.0,
@@ -22,7 +27,10 @@ pub(super) fn render(view: &View, counters: &Counters) -> String {
             definition.help,
             definition.kind.as_str()
         );
-        samples(&mut text, name, view, counters);
+        match process {
+            Some(process) if own => text.process(name, process),
+            _ => samples(&mut text, name, view, counters),
+        }
     }
     text.0
 }
@@ -167,6 +175,18 @@ impl Text {
             self.0.push('}');
         }
         let _ = writeln!(self.0, " {value}");
+    }
+
+    /// The sample of a number of the process itself.
+    fn process(&mut self, name: &str, process: &Process) {
+        let value: &dyn Display = match name {
+            "process_cpu_seconds_total" => &process.cpu,
+            "process_open_fds" => &process.descriptors,
+            "process_resident_memory_bytes" => &process.resident,
+            "process_start_time_seconds" => &process.started,
+            _ => return,
+        };
+        self.sample(name, &[], value);
     }
 
     fn summary(&mut self, name: &str, labels: &[(&str, &str)], (count, took): (u64, Duration)) {

@@ -1,8 +1,8 @@
 //! What the process itself takes, under the names that every Prometheus client uses.
 
-use std::fs;
 use std::sync::atomic::AtomicU64;
 
+use procfs::{ProcResult, WithCurrentSystemInfo};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
@@ -44,50 +44,29 @@ impl Process {
 
     /// Looks. What cannot be read stays what it was.
     pub(super) fn look(&self) {
-        if let Some(ticks) = fs::read_to_string("/proc/self/stat")
-            .ok()
-            .and_then(|stat| cpu_ticks(&stat))
-        {
-            #[expect(clippy::cast_precision_loss, reason = "hundredths of seconds")]
-            let seconds = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
-            self.cpu.inc_by((seconds - self.cpu.get()).max(0.0));
-        }
-        if let Some(pages) = fs::read_to_string("/proc/self/statm")
-            .ok()
-            .and_then(|statm| resident_pages(&statm))
-        {
-            let bytes = pages.saturating_mul(rustix::param::page_size() as u64);
-            self.resident.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        }
-        if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            self.descriptors
-                .set(i64::try_from(open.count()).unwrap_or(i64::MAX));
+        if let Err(error) = self.read() {
+            tracing::debug!("the process's own numbers are not known: {error}");
         }
     }
-}
 
-/// `utime` and `stime` of proc(5), fields 14 and 15; the name before them may hold anything.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let mut next = || fields.next()?.parse::<u64>().ok();
-    Some(next()? + next()?)
-}
-
-/// `resident` of proc(5), field 2.
-fn resident_pages(statm: &str) -> Option<u64> {
-    statm.split(' ').nth(1)?.parse().ok()
+    fn read(&self) -> ProcResult<()> {
+        let myself = procfs::process::Process::myself()?;
+        let stat = myself.stat()?;
+        #[expect(clippy::cast_precision_loss, reason = "hundredths of seconds")]
+        let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+        self.cpu.inc_by((seconds - self.cpu.get()).max(0.0));
+        let bytes = stat.rss_bytes().get();
+        self.resident.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let open = myself.fd_count()?;
+        self.descriptors
+            .set(i64::try_from(open).unwrap_or(i64::MAX));
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_name_with_brackets_and_blanks_moves_no_field() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 25 17 0 0 20 0 4 0 99 1 2";
-        assert_eq!(cpu_ticks(stat), Some(42));
-        assert_eq!(resident_pages("3000 1200 800 1 0 400 0"), Some(1200));
-    }
 
     #[test]
     fn a_look_sees_this_process() {

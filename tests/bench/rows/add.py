@@ -1,4 +1,5 @@
-"""What ADD, DEL and the plugin's start cost, beside their floors (cni/benches/add.rs), and what the checkpoint adds."""
+"""What ADD, DEL and the plugin's start cost, beside their floors (cni/benches/add.rs), what the checkpoint adds, and the
+memory of ipamd."""
 from __future__ import annotations
 
 import json
@@ -15,8 +16,11 @@ from .row import Row, of_rounds, percentile
 
 NODE = "node-1"
 TYPE = "m5.16xlarge"
-# As many pods as the addresses of 15 ENIs allow to be added at once, their own left out.
+# What its 15 ENIs have room for as single addresses; as prefixes it all fits the primary one.
 POOL = 735
+# And its own pods; EKS gives a kubelet there 250 at most, whatever the addresses.
+PODS = 737
+PREFIX = 16
 ROUNDS, EACH = 9, 81
 ENDS = 100  # as many ADDs at the beginning of the row and at its end are compared
 STARTS = 200
@@ -26,7 +30,8 @@ BURSTS = (110, 30)
 COOLING_SECONDS = 35
 ADD_BAR, BURST_BAR, GROWTH_BAR, START_BAR = 2.5, 2.0, 1.25, 1.5
 DEL_BAR_MS, CHECKPOINT_BAR_MS, WRITES_BAR = 1.0, 0.5, 20
-NAMES = ("cni/add-", "cni/del-", "cni/start", "ipamd/checkpoint-")
+RESIDENT_BAR_MB = 30
+NAMES = ("cni/add-", "cni/del-", "cni/start", "ipamd/checkpoint-", "ipamd/rss-750-pods")
 
 
 def measure(lab) -> list[Row]:
@@ -34,7 +39,8 @@ def measure(lab) -> list[Row]:
     with step("bench program built"):
         program, empty = _build(), _empty()
     with step(f"pool filled with {POOL} addresses"):
-        lab.kubectl.run("-n", "selvage-system", "set", "env", "daemonset/selvage-ipamd", f"MINIMUM_IP_TARGET={POOL}")
+        lab.kubectl.run("-n", "selvage-system", "set", "env", "daemonset/selvage-ipamd", f"MINIMUM_IP_TARGET={POOL}",
+                        f"MAX_PODS={PODS}")
         lab.kubectl.run("-n", "selvage-system", "rollout", "status", "daemonset/selvage-ipamd", "--timeout=120s", timeout=130)
         wait_until("the pool to fill", 240, lambda: _held(lab) >= POOL, 0.5)
     enter = lab.state / "enter"
@@ -64,6 +70,8 @@ def measure(lab) -> list[Row]:
     return [
         *_adds(serial), _dels(serial, starts), _start(starts),
         *(_burst(at_once, burst) for at_once, burst in bursts.items()), *_checkpoint(serial, bursts),
+        # By its own metric, with the pods of all rounds there and as many as that number in prefixes around them.
+        Row("ipamd/rss-750-pods", round(serial["resident"][-1] / 1e6, 1), "MB", bar=RESIDENT_BAR_MB),
     ]
 
 
@@ -112,10 +120,12 @@ def _checkpoint(serial: dict, bursts: dict) -> list[Row]:
 
 
 def _held(lab) -> int:
-    """Addresses that EC2 has assigned to the node, the ENIs' own left out."""
-    addresses = lab.vpc.state()["addresses"].values()
-    mine = [one for one in addresses if one.get("netns") == NODE]
-    return len(mine) - len({one["eni"] for one in mine})
+    """Addresses in the prefixes that EC2 has assigned to the node."""
+    mine = {prefix for prefix, one in lab.vpc.state()["prefixes"].items() if one["netns"] == NODE}
+    enis = [one for one in lab.vpc.state()["enis"] if one["prefixes"]]
+    if len(enis) > 1:
+        raise RuntimeError(f"prefixes on {len(enis)} interfaces: the floor wires pods of the primary one")
+    return PREFIX * len(mine)
 
 
 def _build() -> Path:
