@@ -6,20 +6,21 @@
 //!  tasks ──outcomes─┘                       └── checkpoint ──> disk, then replies
 //! ```
 //!
-//! The start waits for what it cannot do without (the instance's facts, EC2's description of its interfaces) for as
-//! long as it takes, with growing pauses, and says in its answers what it waits for.
+//! The start waits for what it cannot do without (the instance's facts; EC2's description of its interfaces, unless the
+//! instance is new) for as long as it takes, with growing pauses, and says in its answers what it waits for.
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use selvage_ipamd_core::bucket::Bucket;
-use selvage_ipamd_core::cloud::{Cloud, EniFacts, InstanceFacts, Operation};
+use selvage_ipamd_core::cloud::{Cloud, EniFacts, InstanceFacts, Operation, SeenEni, is_as_made};
 use selvage_ipamd_core::ids::{InstanceType, Timestamp};
 use selvage_ipamd_core::limits::{Limits, Mode};
-use selvage_ipamd_core::pool::{Entry, Lease, Pool, RestoreError, Settings};
+use selvage_ipamd_core::pool::{Entry, Lease, Pool, Provisioning, RestoreError, Settings};
 use selvage_ipamd_core::retry::{Jitter, Retry};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -82,12 +83,15 @@ pub(crate) struct Shared<C, H, K> {
     pub(crate) config: Config,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
+    /// EC2 has described the interfaces since the start.
+    pub(crate) described: AtomicBool,
 }
 
 /// Runs until `shutdown`. The checkpoint, the conflist and the host's network stay when it ends.
 ///
 /// # Errors
-/// When another daemon has the socket, or the checkpoint is not one we understand; never because the cloud fails.
+/// When another daemon has the socket, or takes it later, or the checkpoint is not one we understand; never because the
+/// cloud fails.
 ///
 /// *Needs*: what [`Host`] needs; a tokio runtime with everything enabled.
 pub async fn run<C: Cloud, H: Host, K: Cluster>(
@@ -98,7 +102,7 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     info!(?config, "settings");
-    let listener = server::bind(&config.socket).await?;
+    let (listener, place) = server::bind(&config.socket).await?;
     // Whoever has the socket writes the checkpoint; from here on that is nobody else.
     let first = !config.checkpoint.exists();
     let checkpoint = Checkpoint::read(&config.checkpoint)?;
@@ -117,6 +121,7 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
         metrics,
         clock: Clock::start(),
         config,
+        described: AtomicBool::new(false),
     });
 
     // The server outlives the keeper's last answers.
@@ -129,7 +134,13 @@ pub async fn run<C: Cloud, H: Host, K: Cluster>(
         tokio::spawn(async move { serve_pages(&shared.config, handle, serving).await })
     };
 
-    let kept = keep(&shared, checkpoint, first, status, facts, inbox, &shutdown).await;
+    let kept = tokio::select! {
+        kept = keep(&shared, checkpoint, first, status, facts, inbox, &shutdown) => kept,
+        lost = place.lost() => {
+            shared.cluster.warn("SocketLost", "Run".into(), lost.to_string());
+            Err(lost.into())
+        }
+    };
     drop(stop_serving);
     let tasks = async { tokio::join!(server, pages, sweep) };
     let ended = tokio::time::timeout(DRAIN, tasks).await;
@@ -234,12 +245,16 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
         if checkpoint.entries.is_empty() {
             self.wait_for_turn(&mut bucket).await;
         }
-        let enis = self
-            .insist("describe the interfaces", || async {
-                let enis = act::interfaces(shared, self.first).await;
-                with_primary(enis.map_err(|e| e.to_string())?, &instance)
-            })
-            .await;
+        let enis = match self.as_made(&instance).await {
+            Some(enis) => enis,
+            None => {
+                self.insist("describe the interfaces", || async {
+                    let enis = act::interfaces(shared, self.first).await;
+                    with_primary(enis.map_err(|e| e.to_string())?, &instance)
+                })
+                .await
+            }
+        };
         let now = clock.now();
         let mode = self.mode(&instance, &limits)?;
         let mut pool = Pool::new(&instance, settings(config, mode, now));
@@ -252,6 +267,20 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
             vpc,
             pool,
         })
+    }
+
+    /// The interfaces of a new instance, for which EC2 need not be asked; `None`: it must be. Tags that the user wants are
+    /// put only where nobody has put another value, which EC2 alone knows.
+    async fn as_made(&self, instance: &InstanceFacts) -> Option<Vec<EniFacts>> {
+        let Shared { cloud, config, .. } = self.shared.as_ref();
+        if !self.first || config.provisioning != Provisioning::Full || !config.tags.is_empty() {
+            return None;
+        }
+        let seen = act::call(self.shared, Operation::SeenEnis, cloud.seen_enis()).await;
+        // Where metadata is silent, EC2 is asked.
+        let seen = seen.ok()?;
+        let enis = || seen.iter().map(SeenEni::facts).collect();
+        is_as_made(&seen, &instance.primary_eni).then(enis)
     }
 
     /// What pods get their addresses from; with IPv6 there is nothing to fall back to.

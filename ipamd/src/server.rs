@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ use crate::pages;
 
 /// How long another daemon is given to accept.
 const PROBE: Duration = Duration::from_secs(2);
+/// Between two looks whether the socket is still ours.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The socket cannot be served.
 #[derive(Debug, Error)]
@@ -48,6 +50,15 @@ pub enum ServerError {
          different pods: stop it first", path = path.display()
     )]
     Taken {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Another has been put in its place, or it was removed.
+    #[error(
+        "socket {path}: it is no longer ours: another ipamd has put its own there, or somebody has removed it; two would \
+         give the same addresses to different pods: remove the DaemonSet aws-node, or ours", path = path.display()
+    )]
+    Lost {
         /// The socket.
         path: PathBuf,
     },
@@ -75,11 +86,41 @@ pub enum ServerError {
     Transport(#[from] tonic::transport::Error),
 }
 
+/// A socket in its place in the file system.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Of which device, which inode; `None` if it was not even there when it had been made.
+    file: Option<(u64, u64)>,
+}
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: file_at(path),
+        }
+    }
+
+    /// Returns when another file is there, or none: AWS's daemon removes whatever it finds. Pods no longer reach us then.
+    pub async fn lost(self) -> ServerError {
+        while self.file.is_some() && file_at(&self.path) == self.file {
+            tokio::time::sleep(LOOK).await;
+        }
+        ServerError::Lost { path: self.path }
+    }
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    let there = std::fs::symlink_metadata(path).ok()?;
+    Some((there.dev(), there.ino()))
+}
+
 /// Listens at `path`, mode 0660, in place of a socket that nobody answers on.
 ///
 /// # Errors
 /// When somebody does answer, when something that is no socket lies there, or the system refuses.
-pub async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
+pub async fn bind(path: &Path) -> Result<(UnixListener, Place), ServerError> {
     if let Some(there) = no_socket(path) {
         return Err(ServerError::Occupied {
             path: path.to_owned(),
@@ -101,10 +142,11 @@ pub async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
             });
         }
     }
-    listen(path).map_err(|source| ServerError::Io {
+    let listener = listen(path).map_err(|source| ServerError::Io {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    Ok((listener, Place::of(path)))
 }
 
 /// What lies at a path, if it is neither a socket nor nothing. What cannot be looked at is found out by connecting.

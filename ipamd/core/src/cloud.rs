@@ -8,7 +8,8 @@
 //!
 //! Nothing between two calls lives in memory only: a create is repeated with its token, and an interface that was made
 //! but not attached is found again by its tag ([`TAG_INSTANCE`]), so that [`Cloud::attached_enis`] and
-//! [`Cloud::unattached_enis`] are all a fresh process needs; on a new instance the first of them ([`is_untouched`]).
+//! [`Cloud::unattached_enis`] are all a fresh process needs; on a new instance the first of them ([`is_untouched`]), and
+//! not even that before it makes an interface ([`is_as_made`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -280,6 +281,12 @@ pub fn is_untouched(attached: &[EniFacts]) -> bool {
     !attached
         .iter()
         .any(|eni| eni.tags.contains_key(TAG_INSTANCE))
+}
+
+/// Whether metadata shows an instance as EC2 makes it: only the primary interface, with its own address alone. Then EC2 has
+/// nothing to add but tags.
+pub fn is_as_made(seen: &[SeenEni], primary: &EniId) -> bool {
+    matches!(seen, [only] if only.id == *primary && only.blocks().is_empty())
 }
 
 /// EC2 and instance metadata. Each function is one effect (one changing call at most) and may be repeated.

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use selvage_ipamd_core::action::{Action, Outcome};
-use selvage_ipamd_core::cloud::{Cloud, CloudError, EniFacts, Operation, SeenEni, is_untouched};
+use selvage_ipamd_core::cloud::{
+    Cloud, CloudError, CreateEni, EniFacts, Operation, SeenEni, is_untouched,
+};
 use selvage_ipamd_core::pool::Provisioning;
 use tokio::time::Instant;
 
@@ -60,6 +63,7 @@ pub(crate) async fn interfaces<C: Cloud, H: Host, K: Cluster>(
         Provisioning::Full | Provisioning::AttachedOnly => {
             let operation = Operation::DescribeEnis;
             let attached = call(shared, operation, cloud.attached_enis()).await?;
+            shared.described.store(true, Ordering::Relaxed);
             if first && is_untouched(&attached) {
                 return Ok(attached);
             }
@@ -79,6 +83,20 @@ pub(crate) async fn interfaces<C: Cloud, H: Host, K: Cluster>(
     }
 }
 
+/// A new interface. On a new instance EC2 describes the others first: the new one takes after the primary one in what
+/// metadata does not tell.
+async fn create<C: Cloud, H: Host, K: Cluster>(
+    shared: &Shared<C, H, K>,
+    request: &CreateEni,
+) -> Result<EniFacts, CloudError> {
+    let cloud = &shared.cloud;
+    if !shared.described.load(Ordering::Relaxed) {
+        call(shared, Operation::DescribeEnis, cloud.attached_enis()).await?;
+        shared.described.store(true, Ordering::Relaxed);
+    }
+    call(shared, Operation::CreateEni, cloud.create_eni(request)).await
+}
+
 /// Carries out an action. `net` is what the host needs of the action's interface, for the two steps on the host.
 pub(crate) async fn carry_out<C: Cloud, H: Host, K: Cluster>(
     shared: Arc<Shared<C, H, K>>,
@@ -89,9 +107,7 @@ pub(crate) async fn carry_out<C: Cloud, H: Host, K: Cluster>(
     let shared = shared.as_ref();
     match action {
         Action::Create(request) => {
-            let reply = cloud.create_eni(&request);
-            let result = call(shared, Operation::CreateEni, reply).await;
-            Outcome::Created(request.token, result)
+            Outcome::Created(request.token.clone(), create(shared, &request).await)
         }
         Action::Attach { eni, device_index } => {
             let reply = cloud.attach_eni(&eni, device_index);

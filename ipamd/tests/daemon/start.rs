@@ -96,6 +96,26 @@ async fn a_second_daemon_refuses_to_run_beside_the_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_daemon_whose_socket_another_takes_or_removes_says_so_and_ends() {
+    for taken in [true, false] {
+        let node = Node::new(Ec2::small());
+        let run = node.run(CancellationToken::new());
+        until("the conflist is written", || node.conflist().exists()).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!run.is_finished());
+        let socket = node.path("run/ipamd.sock");
+        fs::remove_file(&socket).unwrap();
+        let other = taken.then(|| std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let ended = tokio::time::timeout(Duration::from_secs(11), run).await;
+        let error = ended.unwrap().unwrap().unwrap_err().to_string();
+        assert!(error.contains("it is no longer ours"), "{error}");
+        assert!(node.told.has("SocketLost", "no longer ours"));
+        // Nothing of the other's is touched.
+        assert_eq!(socket.exists(), other.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_socket_that_was_left_behind_is_replaced_and_only_its_group_may_use_it() {
     let node = Node::new(Ec2::small());
     let daemon = node.start_ready().await;
@@ -180,14 +200,64 @@ fn describes(node: &Node) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_node_asks_ec2_once_what_it_has_and_a_later_start_also_what_was_left() {
+async fn a_new_node_asks_ec2_what_it_has_when_it_makes_an_interface_and_a_later_start_at_once() {
     let node = Node::new(Ec2::small());
+    node.ec2.fail_always(Operation::CreateEni, Fault::Broken);
     let daemon = node.start_ready().await;
-    assert_eq!(describes(&node), 1);
-    daemon.kill().await;
-    let daemon = node.start().await;
-    until("it has looked", || describes(&node) == 3).await;
+    assert_eq!(describes(&node), 0);
+    node.ec2
+        .fail_next(Operation::DescribeEnis, &[Fault::Throttle]);
     daemon.add_ok("web").await;
+    let tried = || node.ec2.calls(Operation::CreateEni) >= 2;
+    until("an interface is wanted", tried).await;
+    assert_eq!(
+        describes(&node),
+        2,
+        "asked until it has answered, and no more"
+    );
+    node.ec2.heal();
+    until("it is made", || node.ec2.enis().len() == 2).await;
+    daemon.kill().await;
+    let before = describes(&node);
+    let daemon = node.start().await;
+    // And what was left: made and not attached.
+    until("it has looked", || describes(&node) == before + 2).await;
+    daemon.add_ok("api").await;
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_node_asks_ec2_at_once_where_metadata_shows_more_than_ec2_made_or_tags_matter() {
+    let held = Node::new(Ec2::small());
+    held.ec2.attach_by_hand(1, 2);
+    let mut tags = Node::new(Ec2::small());
+    tags.args.additional_eni_tags = Some(r#"{"team":"blue"}"#.into());
+    let mut attached = Node::new(Ec2::small());
+    attached.args.disable_network_resource_provisioning = Some("true".into());
+    attached.ec2.attach_by_hand(1, 2);
+    let silent = Node::new(Ec2::small());
+    silent.ec2.fail_next(Operation::SeenEnis, &[Fault::Broken]);
+    for (node, why) in [
+        (held, "a second interface"),
+        (tags, "tags of the user's"),
+        (attached, "interfaces are somebody else's"),
+        (silent, "metadata is silent"),
+    ] {
+        let daemon = node.start_ready().await;
+        assert_eq!(describes(&node), 1, "{why}");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_daemon_ran_since_the_boot_ec2_is_asked_whatever_metadata_shows() {
+    let node = Node::new(Ec2::small());
+    fs::create_dir(node.path("run")).unwrap();
+    let empty = r#"{"version":"vpc-cni-ipam/1","allocations":[]}"#;
+    fs::write(node.path("run/ipam.json"), empty).unwrap();
+    let daemon = node.start_ready().await;
+    // It may have ended between making an interface and attaching it.
+    assert_eq!(describes(&node), 2);
     daemon.stop().await;
 }
 
@@ -222,7 +292,8 @@ async fn where_many_nodes_start_each_waits_for_its_turn_and_says_so() {
     *node.told.starting.lock().unwrap() = Some(MANY);
     let daemon = node.start().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(describes(&node), 0);
+    let reads = || node.ec2.calls(Operation::DescribeSubnets) + describes(&node);
+    assert_eq!(reads(), 0);
     let error = daemon.add("web").await.unwrap_err();
     assert!(error.message().contains("its turn"), "{error}");
     health(&node.path("run/ipamd.sock"), true).await.unwrap();
@@ -230,12 +301,15 @@ async fn where_many_nodes_start_each_waits_for_its_turn_and_says_so() {
     while !node.conflist().exists() {
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
-    let (asked_until_ready, describes_until_ready) = (asked(), describes(&node));
+    let (asked_until_ready, reads_until_ready) = (asked(), reads());
     assert!(
         (2..2000).contains(&asked_until_ready),
         "{asked_until_ready} questions"
     );
-    assert_eq!(describes_until_ready, 1);
+    assert!(
+        (1..=2).contains(&reads_until_ready),
+        "{reads_until_ready} reads"
+    );
     daemon.add_ok("web").await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(asked(), asked_until_ready, "its turn has come");

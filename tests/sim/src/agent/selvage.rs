@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use selvage_ipamd_core::action::{Action, Outcome};
 use selvage_ipamd_core::bucket::Bucket;
 use selvage_ipamd_core::cause::why_empty;
-use selvage_ipamd_core::cloud::{Budget, EniFacts, is_untouched};
+use selvage_ipamd_core::cloud::{Budget, CreateEni, EniFacts, Operation, is_as_made, is_untouched};
 use selvage_ipamd_core::ids::{EniId, PodKey, PodName, Timestamp};
 use selvage_ipamd_core::limits::Mode;
 use selvage_ipamd_core::plan::{Targets, plan};
@@ -79,6 +79,8 @@ pub struct Selvage {
     /// `None` until EC2 has described the node's interfaces.
     pool: Option<Pool>,
     starting: (Retry, Jitter),
+    /// EC2 has described the interfaces since the start.
+    described: bool,
     waiting: VecDeque<(PodId, Timestamp)>,
     ready: bool,
     survey: Timestamp,
@@ -109,6 +111,7 @@ impl Agent for Selvage {
             bucket: Bucket::new(seed),
             pool: None,
             starting: (Retry::default(), Jitter::new(seed)),
+            described: false,
             waiting: VecDeque::new(),
             ready: false,
             survey: Timestamp::default(),
@@ -133,8 +136,15 @@ impl Agent for Selvage {
                     io.wake(io.now + pause.min(look), Event::Begin);
                     return;
                 }
-                self.bucket.take(Budget::Read, io.now);
                 // No daemon has run here before.
+                let views = io.ec2.seen(io.node, io.now);
+                let seen: Vec<_> = views.iter().map(|v| convert::seen(v, io.ec2)).collect();
+                if seen.first().is_some_and(|eni| is_as_made(&seen, &eni.id)) {
+                    io.wake(io.now + METADATA, Event::First(Some(views)));
+                    return;
+                }
+                self.bucket.take(Budget::Read, io.now);
+                self.described = true;
                 let (at, views) = describe(true, io);
                 io.wake(at, Event::First(views.ok()));
                 return;
@@ -242,6 +252,7 @@ impl Selvage {
         };
         if pool.take_survey_wanted() && !self.surveying {
             self.surveying = true;
+            self.described = true;
             let (at, views) = describe(false, io);
             io.wake(at, Event::Described(views.ok()));
         }
@@ -249,7 +260,10 @@ impl Selvage {
         for action in plan(pool, &self.targets, &self.machine.limits, waiting, io.now) {
             pool.begin(&action, io.now);
             self.busy = io.now;
-            let (at, outcome) = carry_out(action, self.node, io);
+            let (at, outcome) = match action {
+                Action::Create(request) => create(request, &mut self.described, io),
+                action => carry_out(action, self.node, io),
+            };
             io.wake(at, Event::Done(Box::new(outcome)));
         }
         self.serve_waiting(io);
@@ -304,6 +318,7 @@ impl Selvage {
         };
         let seen: Vec<_> = views.iter().map(|v| convert::seen(v, io.ec2)).collect();
         if pool.differs(&seen, io.now) {
+            self.described = true;
             let (at, views) = describe(false, io);
             io.wake(at, Event::Described(views.ok()));
         } else {
@@ -335,6 +350,25 @@ fn describe(first: bool, io: &mut Io<'_, Event>) -> Reply<Vec<View>> {
         attached.into_iter().chain(more).collect()
     });
     (at, all)
+}
+
+/// What the daemon does: on a new instance the interfaces are described first.
+fn create(
+    request: CreateEni,
+    described: &mut bool,
+    io: &mut Io<'_, Event>,
+) -> (Timestamp, Outcome) {
+    let mut now = io.now;
+    if !*described {
+        let (at, views) = io.ec2.describe_attached(io.node, now);
+        if let Err(refusal) = views {
+            let error = convert::error(Operation::DescribeEnis, refusal);
+            return (at, Outcome::Created(request.token, Err(error)));
+        }
+        *described = true;
+        now = at;
+    }
+    convert::call(Action::Create(request), io.node, io.ec2, now)
 }
 
 fn carry_out(action: Action, node: NodeId, io: &mut Io<'_, Event>) -> (Timestamp, Outcome) {

@@ -217,7 +217,7 @@ pub(super) fn call(
     }
 }
 
-fn error(operation: Operation, refusal: Refusal) -> CloudError {
+pub(super) fn error(operation: Operation, refusal: Refusal) -> CloudError {
     CloudError::from_code(operation, refusal.code, "refused", Some(refusal.status()))
 }
 
