@@ -5,7 +5,7 @@ use selvage_ipamd_core::ids::Mac;
 
 use crate::world::{namespace_of_pod, node, not_the_machine, operational, sh, talk, told};
 
-const OUTSIDE6: &str = "2001:db8:ffff::10";
+pub const OUTSIDE6: &str = "2001:db8:ffff::10";
 const PREFIX: &str = "2001:db8:40:0:aaaa::/80";
 
 fn node6() -> NodeNet {
@@ -35,7 +35,7 @@ fn primary6() -> EniNet {
 }
 
 /// A node as a distribution leaves it: an address and a default route from the router, by the router's own address.
-fn build6() {
+pub fn build6() {
     not_the_machine();
     sh(&format!(
         "

@@ -5,5 +5,6 @@
 
 mod aws_node;
 mod back;
+mod ipv6;
 mod stream;
 mod take_over;

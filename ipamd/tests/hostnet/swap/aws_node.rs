@@ -1,10 +1,10 @@
 //! What aws-node 1.23 leaves on a node: its rules, tables, chains, checkpoint, and what its plugin told the runtime.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use selvage_ipamd::hostnet::veth_suffix;
-use selvage_ipamd_core::cloud::{Cloud, Want};
+use selvage_ipamd_core::cloud::{Cloud, EniFacts, Operation, Want};
 use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_core::ids::PodName;
 use serde_json::{Value, json};
@@ -15,9 +15,6 @@ use crate::world::{AWS_MARKS, NODE, build, namespace_with_veth, operational, sh}
 pub const RUN: &str = "/var/run/aws-node";
 /// A port of the node that leads to the pod `web-1`, its source left alone.
 pub const NODE_PORT: u16 = 30080;
-/// The second interface's own address.
-pub const ENI: &str = "10.40.0.8";
-
 /// How it marks connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connmark {
@@ -27,12 +24,23 @@ pub enum Connmark {
     Nft,
 }
 
+/// What its pods have their addresses from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocks {
+    /// Three single addresses on either interface.
+    Addresses,
+    /// A /28 on either.
+    Prefixes,
+    /// A /80 on the primary one.
+    Ipv6,
+}
+
 /// A pod that it has made.
 #[derive(Debug, Clone)]
 pub struct AwsPod {
     pub name: String,
     pub container: String,
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub device: u16,
 }
 
@@ -55,8 +63,17 @@ impl AwsPod {
         }
     }
 
+    /// Of what family it is, and how long its address is.
+    fn family(&self) -> (&'static str, u8) {
+        match self.address {
+            IpAddr::V4(_) => ("4", 32),
+            IpAddr::V6(_) => ("6", 128),
+        }
+    }
+
     /// What its plugin printed, as the runtime kept it.
     pub fn result(&self) -> Value {
+        let (family, whole) = self.family();
         json!({
             "cniVersion": "0.4.0",
             "interfaces": [
@@ -73,22 +90,49 @@ impl AwsPod {
                 },
             ],
             "ips": [
-                { "version": "4", "interface": 1, "address": format!("{}/32", self.address) }
+                { "version": family, "interface": 1, "address": format!("{}/{whole}", self.address) }
             ],
             "dns": {},
         })
+    }
+
+    /// As its plugin makes it, host's side included.
+    pub fn wire(&self) {
+        let AwsPod { name, address, .. } = self;
+        let (family, _) = self.family();
+        let gateway = if family == "4" {
+            "169.254.1.1"
+        } else {
+            "fe80::1"
+        };
+        let veth = self.veth();
+        namespace_with_veth(name, &veth, &address.to_string(), gateway);
+        sh(&format!(
+            "
+            set -e
+            ip -{family} route replace {address} dev {veth} scope link
+            ip -{family} rule add priority 512 to {address} lookup main
+            "
+        ));
+        if self.device != 0 {
+            let table = self.table();
+            sh(&format!(
+                "ip -{family} rule add priority 1536 from {address} lookup {table}"
+            ));
+        }
     }
 
     pub fn netns(&self) -> PathBuf {
         PathBuf::from("/var/run/netns").join(&self.name)
     }
 
-    fn allocation(&self) -> Value {
+    pub fn allocation(&self) -> Value {
+        let family = format!("ipv{}", self.family().0);
         json!({
             "networkName": "aws-cni",
             "containerID": self.container,
             "ifName": "eth0",
-            "ipv4": self.address,
+            family: self.address,
             "allocationTimestamp": 1_700_000_000_000_000_001_i64,
             "metadata": {
                 "k8sPodNamespace": "default",
@@ -104,21 +148,24 @@ pub struct AwsNode {
     pub tool: &'static str,
     pub ec2: Ec2,
     pub pods: Vec<AwsPod>,
+    /// How often EC2 had been asked for addresses when it ended.
+    pub asked: u64,
 }
 
 impl AwsNode {
     /// A node with pods on both interfaces.
-    pub async fn build(tool: &'static str, connmark: Connmark) -> Self {
-        let ec2 = interfaces().await;
-        let pods = [("web-0", 5, 0), ("web-1", 9, 1), ("job", 10, 1)];
-        let pods = pods.map(|(name, last, device)| AwsPod {
+    pub async fn build(tool: &'static str, connmark: Connmark, blocks: Blocks) -> Self {
+        let ec2 = interfaces(blocks).await;
+        let pods = [("web-0", 0, 0), ("web-1", 1, 0), ("job", 1, 1)];
+        let pods = pods.map(|(name, device, nth)| AwsPod {
             name: name.into(),
             container: format!("sandbox-{name}"),
-            address: Ipv4Addr::new(10, 40, 0, last),
+            address: addresses(&eni(&ec2, device))[nth].into(),
             device,
         });
         let node = AwsNode {
             tool,
+            asked: ec2.calls(Operation::AssignAddresses),
             ec2,
             pods: pods.to_vec(),
         };
@@ -126,10 +173,8 @@ impl AwsNode {
         node.rules();
         node.tables(connmark);
         node.kube_proxy();
-        node.write_checkpoint(node.pods.iter().map(AwsPod::allocation).collect());
-        for pod in &node.pods {
-            node.wire(pod);
-        }
+        write_checkpoint(node.pods.iter().map(AwsPod::allocation).collect());
+        node.pods.iter().for_each(AwsPod::wire);
         for link in ["vpc5", "vpc6", "br0"] {
             operational(link);
         }
@@ -138,35 +183,20 @@ impl AwsNode {
 
     /// What its daemon sets up with netlink.
     fn rules(&self) {
+        let second = eni(&self.ec2, 1).primary_address;
         sh(&format!(
             "
             set -e
             ip rule add priority 1024 fwmark 0x80/0x80 lookup main
             ip link set ens6 mtu 9001
             ip link set ens6 up
-            ip address add {ENI}/20 dev ens6
+            ip address add {second}/20 dev ens6
             ip route replace 10.40.0.1 dev ens6 scope link table 2
             ip route replace default via 10.40.0.1 dev ens6 table 2
             ip route delete 10.40.0.0/20 dev ens6
-            ip rule add priority 32765 from {ENI} lookup 2
+            ip rule add priority 32765 from {second} lookup 2
             "
         ));
-    }
-
-    /// A pod as its plugin makes it, host's side included.
-    fn wire(&self, pod: &AwsPod) {
-        let AwsPod { name, address, .. } = pod;
-        namespace_with_veth(name, &pod.veth(), &address.to_string(), "169.254.1.1");
-        let veth = pod.veth();
-        sh(&format!(
-            "ip route replace {address} dev {veth} scope link; ip rule add priority 512 to {address} lookup main"
-        ));
-        if pod.device != 0 {
-            let table = pod.table();
-            sh(&format!(
-                "ip rule add priority 1536 from {address} lookup {table}"
-            ));
-        }
     }
 
     /// What it sets up with the tools, in the order of a clean start: each block is inserted at the head.
@@ -214,16 +244,10 @@ impl AwsNode {
     /// A Service's port on the node, with externalTrafficPolicy Local, as kube-proxy leads it.
     fn kube_proxy(&self) {
         sh(&format!(
-            "{} -t nat -A PREROUTING -p tcp --dport {NODE_PORT} -m addrtype --dst-type LOCAL -j DNAT --to-destination 10.40.0.9:8080",
-            self.tool
+            "{} -t nat -A PREROUTING -p tcp --dport {NODE_PORT} -m addrtype --dst-type LOCAL -j DNAT --to-destination {}:8080",
+            self.tool,
+            self.pod("web-1").address
         ));
-    }
-
-    /// Its checkpoint, with these allocations.
-    pub fn write_checkpoint(&self, allocations: Vec<Value>) {
-        std::fs::create_dir_all(RUN).unwrap();
-        let document = json!({ "version": "vpc-cni-ipam/1", "allocations": allocations });
-        std::fs::write(format!("{RUN}/ipam.json"), document.to_string()).unwrap();
     }
 
     pub fn pod(&self, name: &str) -> &AwsPod {
@@ -231,30 +255,70 @@ impl AwsNode {
     }
 }
 
-/// The instance's two interfaces in EC2, on the node and in the VPC: 10.40.0.4 with .5 to .7 for pods, 10.40.0.8 with
-/// .9 to .11.
-pub async fn interfaces() -> Ec2 {
+/// Its checkpoint, with these allocations.
+pub fn write_checkpoint(allocations: Vec<Value>) {
+    std::fs::create_dir_all(RUN).unwrap();
+    let document = json!({ "version": "vpc-cni-ipam/1", "allocations": allocations });
+    std::fs::write(format!("{RUN}/ipam.json"), document.to_string()).unwrap();
+}
+
+/// The interface of a device index.
+fn eni(ec2: &Ec2, device: u16) -> EniFacts {
+    let index = |eni: &EniFacts| eni.attachment.as_ref().unwrap().device_index;
+    let mut enis = ec2.enis().into_iter();
+    enis.find(|eni| index(eni) == device).unwrap()
+}
+
+/// What pods can have of an interface, in order.
+pub fn addresses(eni: &EniFacts) -> Vec<Ipv4Addr> {
+    let prefixes = eni.prefixes.iter().flat_map(|block| {
+        let first = u32::from(block.network());
+        (first..first + 16).map(Ipv4Addr::from)
+    });
+    eni.secondary_addresses
+        .iter()
+        .copied()
+        .chain(prefixes)
+        .collect()
+}
+
+/// The instance's two interfaces in EC2, on the node and in the VPC: with single addresses 10.40.0.4 with .5 to .7 for
+/// pods, and 10.40.0.8 with .9 to .11.
+pub async fn interfaces(blocks: Blocks) -> Ec2 {
     build();
     let ec2 = Ec2::with_limits(2, 4);
     let primary = ec2.instance().primary_eni;
-    ec2.assign(&primary, Want::Addresses(3)).await.unwrap();
-    ec2.attach_by_hand(1, 3);
+    match blocks {
+        Blocks::Addresses => {
+            ec2.assign(&primary, Want::Addresses(3)).await.unwrap();
+            ec2.attach_by_hand(1, 3);
+        }
+        Blocks::Prefixes => {
+            ec2.attach_by_hand(1, 0);
+            for eni in ec2.enis() {
+                ec2.assign(&eni.id, Want::Prefixes(1)).await.unwrap();
+            }
+        }
+        Blocks::Ipv6 => unreachable!("it has a world of its own"),
+    }
+    let second = eni(&ec2, 1).primary_address;
     sh(&format!(
         "
         set -e
         ip link set ens5 address 02:00:00:00:00:00
         ip link set ens6 address 02:00:00:00:00:01
         ip -n vpc neigh replace {NODE} lladdr 02:00:00:00:00:00 dev br0 nud permanent
-        ip -n vpc neigh add {ENI} lladdr 02:00:00:00:00:01 dev br0 nud permanent
+        ip -n vpc neigh replace {second} lladdr 02:00:00:00:00:01 dev br0 nud permanent
         "
     ));
     for eni in ec2.enis() {
+        let pods = addresses(&eni);
         let number = 5 + eni.attachment.unwrap().device_index;
         let own = eni.primary_address;
         sh(&format!(
             "ip netns exec vpc nft add element netdev vpc on{number} '{{ {own} }}'"
         ));
-        for address in eni.secondary_addresses {
+        for address in pods {
             sh(&format!(
                 "ip netns exec vpc nft add element netdev vpc on{number} '{{ {address} }}'; ip -n vpc route add {address}/32 via {own} dev br0"
             ));

@@ -8,17 +8,17 @@ use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_core::ids::PodName;
 use serde_json::Value;
 
-use super::aws_node::{NODE_PORT, RUN, interfaces};
+use super::aws_node::{Blocks, NODE_PORT, RUN, addresses, interfaces};
 use super::take_over::{Daemon, add};
 use crate::world::{AWS_MARKS, OUTSIDE, sh, talk};
 
 const PODS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// A node of ours that has given four pods addresses on both interfaces, and whose daemon has ended.
-async fn left_by_us(tool: &str) -> (Ec2, Vec<Value>) {
-    let ec2 = interfaces().await;
+async fn left_by_us(tool: &str, blocks: Blocks) -> (Ec2, Vec<Value>) {
+    let ec2 = interfaces(blocks).await;
     sh(&format!("{tool} -t mangle -N KUBE-KUBELET-CANARY"));
-    let daemon = Daemon::ready(&ec2).await;
+    let daemon = Daemon::ready(&ec2, blocks).await;
     let mut results = Vec::new();
     for name in PODS {
         results.push(add(name).await);
@@ -44,7 +44,7 @@ fn aws_restores(text: &str, ec2: &Ec2) -> Vec<Restored> {
     let known: BTreeSet<Ipv4Addr> = ec2
         .enis()
         .into_iter()
-        .flat_map(|eni| eni.secondary_addresses)
+        .flat_map(|eni| addresses(&eni))
         .collect();
     let mut seen = BTreeSet::new();
     let mut restored = Vec::new();
@@ -80,7 +80,16 @@ fn aws_restores(text: &str, ec2: &Ec2) -> Vec<Restored> {
 
 #[tokio::test]
 async fn aws_node_restores_every_pod_of_ours_from_the_checkpoint() {
-    let (ec2, results) = left_by_us("iptables-nft").await;
+    restored(Blocks::Addresses).await;
+}
+
+#[tokio::test]
+async fn aws_node_with_prefixes_restores_every_pod_of_ours_from_the_checkpoint() {
+    restored(Blocks::Prefixes).await;
+}
+
+async fn restored(blocks: Blocks) {
+    let (ec2, results) = left_by_us("iptables-nft", blocks).await;
     let text = std::fs::read_to_string(format!("{RUN}/ipam.json")).unwrap();
     let restored = aws_restores(&text, &ec2);
     let mut want: Vec<Restored> = PODS
@@ -129,7 +138,7 @@ fn aws_reads_result(result: &Value) -> (String, String, u32, u16) {
 
 #[tokio::test]
 async fn awss_plugin_deletes_pods_of_ours_without_a_daemon() {
-    let (_, results) = left_by_us("iptables-nft").await;
+    let (_, results) = left_by_us("iptables-nft", Blocks::Addresses).await;
     let mut tables = BTreeSet::new();
     for (name, result) in PODS.iter().zip(&results) {
         let (veth, inner, table, device) = aws_reads_result(result);
@@ -191,7 +200,7 @@ const AWS_CONNMARK_RULES: [&str; 4] = [
 async fn aws_node_finds_its_own_rules_and_adds_none() {
     for tool in ["iptables-legacy", "iptables-nft"] {
         if tool == "iptables-legacy" {
-            left_by_us(tool).await;
+            left_by_us(tool, Blocks::Addresses).await;
         } else {
             // The same node, whose agents use other tools from now on.
             sh(
@@ -240,11 +249,14 @@ fn node() -> selvage_ipamd::hostnet::NodeNet {
 async fn a_connection_through_a_node_port_outlives_both_ways() {
     use super::aws_node::{AwsNode, Connmark};
     use super::stream::Stream;
-    let aws = AwsNode::build("iptables-nft", Connmark::Nft).await;
+    let aws = AwsNode::build("iptables-nft", Connmark::Nft, Blocks::Addresses).await;
     let server = ("web-1", "10.40.0.9:8080".parse().unwrap());
     let port = format!("10.40.0.4:{NODE_PORT}").parse().unwrap();
     let stream = Stream::begin(("vpc", OUTSIDE), port, server);
-    Daemon::ready(&aws.ec2).await.stop().await;
+    Daemon::ready(&aws.ec2, Blocks::Addresses)
+        .await
+        .stop()
+        .await;
     // aws-node of that version, back again: its chain is of another type than ours, so ours is deleted and its made.
     aws_marks_again();
     let told = stream.end();

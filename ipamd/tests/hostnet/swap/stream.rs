@@ -104,7 +104,11 @@ impl Stream {
 /// From an address of the namespace's own choice, or from a given one.
 fn connect(at: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let family = match to {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket(family, SocketType::STREAM, None)?;
     bind(&socket, &at)?;
     // Bounded by the kernel's own retries, which end with the test.
     connect(&socket, &to)?;

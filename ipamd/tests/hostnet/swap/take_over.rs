@@ -10,6 +10,7 @@ use selvage_ipamd::config::{Args, Config};
 use selvage_ipamd::hostnet::Kernel;
 use selvage_ipamd::server::ServerError;
 use selvage_ipamd::{RunError, run};
+use selvage_ipamd_core::cloud::Operation;
 use selvage_ipamd_core::fake::Ec2;
 use selvage_ipamd_rpc::client::{CallError, Deadlines, call, request};
 use selvage_ipamd_rpc::ipam::cni_backend_client::CniBackendClient;
@@ -19,7 +20,9 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::aws_node::{AwsNode, AwsPod, Connmark, NODE_PORT, RUN};
+use super::aws_node::{
+    AwsNode, AwsPod, Blocks, Connmark, NODE_PORT, RUN, addresses, write_checkpoint,
+};
 use super::stream::Stream;
 use crate::world::{INSIDE, NODE, OUTSIDE, sh, talk};
 
@@ -31,7 +34,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn start(ec2: &Ec2) -> Self {
+    pub fn start(ec2: &Ec2, blocks: Blocks) -> Self {
         let root = tempfile::tempdir().unwrap();
         for directory in ["bin", "net.d"] {
             std::fs::create_dir(root.path().join(directory)).unwrap();
@@ -45,6 +48,10 @@ impl Daemon {
             socket: Some(format!("{RUN}/ipamd.sock")),
             checkpoint: Some(format!("{RUN}/ipam.json")),
             disable_metrics: Some("true".into()),
+            enable_prefix_delegation: Some((blocks != Blocks::Addresses).to_string()),
+            warm_prefix_target: Some("1".into()),
+            enable_ipv4: Some((blocks != Blocks::Ipv6).to_string()),
+            enable_ipv6: Some((blocks == Blocks::Ipv6).to_string()),
             ..Args::default()
         };
         let config = Config::try_from(&args).unwrap();
@@ -64,8 +71,8 @@ impl Daemon {
     }
 
     /// Until the runtime may call the plugin.
-    pub async fn ready(ec2: &Ec2) -> Self {
-        let daemon = Self::start(ec2);
+    pub async fn ready(ec2: &Ec2, blocks: Blocks) -> Self {
+        let daemon = Self::start(ec2, blocks);
         let conflist = daemon.root.path().join("net.d/10-aws.conflist");
         for _ in 0..500 {
             if conflist.exists() {
@@ -119,7 +126,7 @@ pub async fn add(name: &str) -> Value {
 }
 
 /// AWS's plugin of that version calls us: its message, an empty client version among it.
-async fn aws_plugin_deletes(pod: &AwsPod) -> Result<DelNetworkReply, String> {
+pub async fn aws_plugin_deletes(pod: &AwsPod) -> Result<DelNetworkReply, String> {
     let deadlines = Deadlines {
         connect: Duration::from_secs(5),
         reply: Duration::from_secs(10),
@@ -148,15 +155,23 @@ async fn aws_plugin_deletes(pod: &AwsPod) -> Result<DelNetworkReply, String> {
     }
 }
 
-fn at(address: &str, port: u16) -> SocketAddr {
+pub fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
 }
 
+pub fn on(pod: &AwsPod, port: u16) -> SocketAddr {
+    SocketAddr::new(pod.address, port)
+}
+
 /// Connections of every kind that pods have: in the VPC and out of it, begun by them and to them.
-fn streams() -> Vec<Stream> {
+fn streams(aws: &AwsNode) -> Vec<Stream> {
     let mut streams = Vec::new();
-    for (pod, own) in [("web-0", "10.40.0.5"), ("web-1", "10.40.0.9")] {
-        for (number, (to, source)) in [(INSIDE, own), (OUTSIDE, NODE)].into_iter().enumerate() {
+    for pod in ["web-0", "web-1"] {
+        let own = aws.pod(pod).address.to_string();
+        for (number, (to, source)) in [(INSIDE, own.as_str()), (OUTSIDE, NODE)]
+            .into_iter()
+            .enumerate()
+        {
             let port = 9000 + u16::try_from(streams.len()).unwrap();
             let stream = Stream::begin((pod, "0.0.0.0"), at(to, port), ("vpc", at(to, port)));
             assert_eq!(
@@ -167,27 +182,28 @@ fn streams() -> Vec<Stream> {
             streams.push(stream);
         }
     }
-    let server = ("web-1", at("10.40.0.9", 8080));
+    let server = ("web-1", on(aws.pod("web-1"), 8080));
     let stream = Stream::begin(("vpc", OUTSIDE), at(NODE, NODE_PORT), server);
     assert_eq!(stream.source, OUTSIDE.parse::<IpAddr>().unwrap());
     streams.push(stream);
-    let server = ("web-0", at("10.40.0.5", 8081));
+    let server = ("web-0", on(aws.pod("web-0"), 8081));
     streams.push(Stream::begin(("web-1", "0.0.0.0"), server.1, server));
     streams
 }
 
 /// Every rule for a pod's address, and the route to it.
-fn traces(address: &str) -> String {
+pub fn traces(pod: &AwsPod) -> String {
+    let address = pod.address;
     sh(&format!(
-        "ip rule | grep -w '{address}' || true; ip route show table all {address} type unicast"
+        "(ip rule; ip -6 rule) | grep -w '{address}' || true; ip route show table all {address} type unicast"
     ))
 }
 
-async fn taken_over(tool: &'static str, connmark: Connmark) {
-    let aws = AwsNode::build(tool, connmark).await;
+async fn taken_over(tool: &'static str, connmark: Connmark, blocks: Blocks) {
+    let aws = AwsNode::build(tool, connmark, blocks).await;
     let rules = sh("ip rule");
-    let streams = streams();
-    let daemon = Daemon::ready(&aws.ec2).await;
+    let streams = streams(&aws);
+    let daemon = Daemon::ready(&aws.ec2, blocks).await;
     // Nothing of what pods use has changed, and nothing is there twice.
     assert_eq!(sh("ip rule"), rules, "rules of pods and interfaces");
     let tables = sh(&format!("{tool}-save"));
@@ -205,7 +221,7 @@ async fn taken_over(tool: &'static str, connmark: Connmark) {
     // One of its pods ends, new ones start, on both interfaces.
     let job = aws.pod("job");
     plugin("DEL", &job.name, &job.container, Some(job.result())).await;
-    assert_eq!(traces("10.40.0.10"), "", "what the job had");
+    assert_eq!(traces(job), "", "what the job had");
     let mut sources = Vec::new();
     for name in ["new-0", "new-1", "new-2"] {
         let result = add(name).await;
@@ -217,13 +233,23 @@ async fn taken_over(tool: &'static str, connmark: Connmark) {
             Some(NODE.parse().unwrap()),
             "{name}"
         );
-        sources.push(own.to_string());
+        sources.push(own);
     }
-    sources.sort();
+    let theirs: Vec<IpAddr> = aws.pods.iter().map(|pod| pod.address).collect();
+    let held = aws.ec2.enis();
+    let held: Vec<IpAddr> = held.iter().flat_map(addresses).map(IpAddr::from).collect();
+    for (number, source) in sources.iter().enumerate() {
+        assert!(
+            held.contains(source),
+            "{source}: what EC2 had given aws-node"
+        );
+        let taken = theirs.contains(source) || sources[..number].contains(source);
+        assert!(!taken, "{source} rests or is used");
+    }
     assert_eq!(
-        sources,
-        ["10.40.0.11", "10.40.0.6", "10.40.0.7"],
-        "none that rests or is used"
+        aws.ec2.calls(Operation::AssignAddresses),
+        aws.asked,
+        "nothing was lacking"
     );
 
     // AWS's plugin, still in the hands of a runtime, deletes one of its own and one of ours.
@@ -237,7 +263,7 @@ async fn taken_over(tool: &'static str, connmark: Connmark) {
     let reply = aws_plugin_deletes(web).await.unwrap();
     assert!(reply.success);
     let metadata = &reply.ip_allocation_metadata[0];
-    assert_eq!(metadata.ipv4_addr, "10.40.0.9");
+    assert_eq!(metadata.ipv4_addr, web.address.to_string());
     assert_eq!((metadata.device_number, metadata.route_table_id), (1, 2));
     assert_eq!(
         (reply.pod_vlan_id, reply.network_policy_mode.as_str()),
@@ -258,22 +284,27 @@ async fn taken_over(tool: &'static str, connmark: Connmark) {
 
 #[tokio::test]
 async fn pods_of_aws_node_keep_their_connections_while_we_take_over_legacy() {
-    taken_over("iptables-legacy", Connmark::Iptables).await;
+    taken_over("iptables-legacy", Connmark::Iptables, Blocks::Addresses).await;
 }
 
 #[tokio::test]
 async fn pods_of_aws_node_keep_their_connections_while_we_take_over_nft() {
-    taken_over("iptables-nft", Connmark::Nft).await;
+    taken_over("iptables-nft", Connmark::Nft, Blocks::Addresses).await;
+}
+
+#[tokio::test]
+async fn pods_of_aws_node_with_prefixes_keep_their_connections_while_we_take_over() {
+    taken_over("iptables-nft", Connmark::Nft, Blocks::Prefixes).await;
 }
 
 #[tokio::test]
 async fn pods_of_aws_node_before_1_23_keep_their_connections_while_we_take_over_nft() {
-    taken_over("iptables-nft", Connmark::Iptables).await;
+    taken_over("iptables-nft", Connmark::Iptables, Blocks::Addresses).await;
 }
 
 #[tokio::test]
 async fn while_aws_nodes_daemon_answers_we_do_not_start_and_touch_nothing() {
-    let aws = AwsNode::build("iptables-nft", Connmark::Iptables).await;
+    let aws = AwsNode::build("iptables-nft", Connmark::Iptables, Blocks::Addresses).await;
     let listener = tokio::net::UnixListener::bind(format!("{RUN}/ipamd.sock")).unwrap();
     let state = || {
         sh(&format!(
@@ -281,7 +312,11 @@ async fn while_aws_nodes_daemon_answers_we_do_not_start_and_touch_nothing() {
         ))
     };
     let before = state();
-    let error = Daemon::start(&aws.ec2).task.await.unwrap().unwrap_err();
+    let error = Daemon::start(&aws.ec2, Blocks::Addresses)
+        .task
+        .await
+        .unwrap()
+        .unwrap_err();
     assert!(
         matches!(error, RunError::Server(ServerError::Taken { .. })),
         "{error}"
@@ -290,27 +325,33 @@ async fn while_aws_nodes_daemon_answers_we_do_not_start_and_touch_nothing() {
     assert_eq!(state(), before);
     // It is stopped: its socket stays behind, and nobody answers.
     drop(listener);
-    Daemon::ready(&aws.ec2).await.stop().await;
+    Daemon::ready(&aws.ec2, Blocks::Addresses)
+        .await
+        .stop()
+        .await;
 }
 
 #[tokio::test]
 async fn a_pod_of_aws_node_that_ended_while_nobody_ran_leaves_nothing() {
-    let aws = AwsNode::build("iptables-nft", Connmark::Iptables).await;
+    let aws = AwsNode::build("iptables-nft", Connmark::Iptables, Blocks::Addresses).await;
     sh("ip netns delete job");
     // The namespace goes with its veth a moment later.
     let veth = aws.pod("job").veth();
     sh(&format!(
         "for i in $(seq 100); do ip link show {veth} >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1"
     ));
-    let daemon = Daemon::ready(&aws.ec2).await;
-    assert_eq!(traces("10.40.0.10"), "");
-    assert!(traces("10.40.0.9").contains("1536:"), "the others stay");
+    let daemon = Daemon::ready(&aws.ec2, Blocks::Addresses).await;
+    assert_eq!(traces(aws.pod("job")), "");
+    assert!(
+        traces(aws.pod("web-1")).contains("1536:"),
+        "the others stay"
+    );
     daemon.stop().await;
 }
 
 #[tokio::test]
 async fn fields_that_aws_node_omits_as_far_as_known_are_read_as_it_reads_them() {
-    let aws = AwsNode::build("iptables-nft", Connmark::Iptables).await;
+    let aws = AwsNode::build("iptables-nft", Connmark::Iptables, Blocks::Addresses).await;
     let bare = |name: &str| {
         let pod = aws.pod(name);
         json!({
@@ -323,8 +364,8 @@ async fn fields_that_aws_node_omits_as_far_as_known_are_read_as_it_reads_them() 
     nameless["networkName"] = json!("_migrated-from-cri");
     nameless["ifName"] = json!("unknown");
     nameless["metadata"] = json!({});
-    aws.write_checkpoint(vec![bare("web-0"), nameless]);
-    let daemon = Daemon::ready(&aws.ec2).await;
+    write_checkpoint(vec![bare("web-0"), nameless]);
+    let daemon = Daemon::ready(&aws.ec2, Blocks::Addresses).await;
     // Known by container alone: its DEL finds it, and the rules go by what the reply says.
     let web = aws.pod("web-1");
     let reply = aws_plugin_deletes(web).await.unwrap();
@@ -336,6 +377,6 @@ async fn fields_that_aws_node_omits_as_far_as_known_are_read_as_it_reads_them() 
         Some(aws.pod("web-0").result()),
     )
     .await;
-    assert_eq!(traces("10.40.0.5"), "");
+    assert_eq!(traces(aws.pod("web-0")), "");
     daemon.stop().await;
 }
