@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The start waits for what it cannot do without (the instance's facts; EC2's description of its interfaces, unless the
-//! instance is new) for as long as it takes, with growing pauses, and says in its answers what it waits for.
+//! instance is new, or for ten seconds where a daemon has run before) for as long as it takes, with growing pauses, and
+//! says in its answers what it waits for.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -52,6 +53,8 @@ pub use request::{Grant, Handle, NodeFacts, Refusal, Status};
 const REQUESTS: usize = 256;
 /// First pause after something failed at the start; doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// So long a start waits for EC2 before it trusts metadata: what changed before the start is shown there by then.
+const EC2_PATIENCE: Duration = Duration::from_secs(10);
 /// For what is under way when the daemon is told to end, and again for connections: both are over before a kubelet that
 /// gives ten seconds loses its patience.
 const DRAIN: Duration = Duration::from_secs(4);
@@ -193,6 +196,14 @@ pub(crate) struct Ready {
     pub(crate) pool: Pool,
 }
 
+/// What a start knows of the interfaces.
+enum Interfaces {
+    /// What EC2 says, or would say.
+    Described(Vec<EniFacts>),
+    /// What metadata shows.
+    Seen(Vec<SeenEni>),
+}
+
 struct Start<'a, C, H, K> {
     shared: &'a Arc<Shared<C, H, K>>,
     status: &'a watch::Sender<Status>,
@@ -245,21 +256,17 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
         if checkpoint.entries.is_empty() {
             self.wait_for_turn(&mut bucket).await;
         }
-        let enis = match self.as_made(&instance).await {
-            Some(enis) => enis,
-            None => {
-                self.insist("describe the interfaces", || async {
-                    let enis = act::interfaces(shared, self.first).await;
-                    with_primary(enis.map_err(|e| e.to_string())?, &instance)
-                })
-                .await
-            }
-        };
+        let interfaces = self.interfaces(&instance).await;
         let now = clock.now();
         let mode = self.mode(&instance, &limits)?;
         let mut pool = Pool::new(&instance, settings(config, mode, now));
         *pool.bucket_mut() = bucket;
-        pool.reconcile(&enis, now);
+        match &interfaces {
+            Interfaces::Described(enis) => {
+                pool.reconcile(enis, now);
+            }
+            Interfaces::Seen(seen) => pool.begin_with(seen, &checkpoint.entries, now),
+        }
         self.restore(&mut pool, checkpoint, &node, now).await?;
         Ok(Ready {
             instance,
@@ -267,6 +274,41 @@ impl<C: Cloud, H: Host, K: Cluster> Start<'_, C, H, K> {
             vpc,
             pool,
         })
+    }
+
+    /// The interfaces: by EC2, or, where it has not answered for a while, by metadata, if a daemon has run here before. A
+    /// node whose daemon is started again while EC2 throttles goes on serving.
+    async fn interfaces(&self, instance: &InstanceFacts) -> Interfaces {
+        if let Some(enis) = self.as_made(instance).await {
+            return Interfaces::Described(enis);
+        }
+        let Shared { cloud, clock, .. } = self.shared.as_ref();
+        let begun = clock.now();
+        self.insist("describe the interfaces", || async {
+            let enis = act::interfaces(self.shared, self.first).await;
+            let enis = enis.map_err(|error| error.to_string());
+            match enis.and_then(|enis| with_primary(enis, instance)) {
+                Ok(enis) => Ok(Interfaces::Described(enis)),
+                Err(error) if !self.first && clock.now().since(begun) >= EC2_PATIENCE => {
+                    let seen = act::call(self.shared, Operation::SeenEnis, cloud.seen_enis()).await;
+                    let seen = seen.ok().filter(|seen| {
+                        let mut ids = seen.iter().map(|eni| &eni.id);
+                        ids.any(|id| *id == instance.primary_eni)
+                    });
+                    let seen = seen.ok_or_else(|| error.clone())?;
+                    let words = format!(
+                        "EC2 does not describe the interfaces: those that pods use go on serving as metadata shows them; \
+                         the others wait for EC2 ({error})"
+                    );
+                    warn!("{words}");
+                    let cluster = &self.shared.cluster;
+                    cluster.warn("StartWithoutEC2", "Start".into(), words);
+                    Ok(Interfaces::Seen(seen))
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// The interfaces of a new instance, for which EC2 need not be asked; `None`: it must be. Tags that the user wants are

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::action::{Action, Outcome};
-use crate::cloud::{CloudError, EniFacts, EniKind, InstanceFacts, Operation};
+use crate::cloud::{CloudError, EniFacts, EniKind, InstanceFacts, Operation, SeenEni};
 use crate::ids::{EniId, InstanceId, InstanceType, Mac, SecurityGroupId, SubnetId, VpcId};
 use crate::limits::Limits;
 use crate::pool::Settings;
@@ -198,6 +198,11 @@ impl Ec2 {
     pub fn attach_foreign(&self, device_index: u16, kind: EniKind) -> EniId {
         let mut state = self.lock();
         state.attach_foreign(device_index, kind)
+    }
+
+    /// The attached interfaces as metadata shows them.
+    pub fn seen(&self) -> Vec<SeenEni> {
+        cloud::attached(&self.lock())
     }
 
     /// The interfaces as they truly are.

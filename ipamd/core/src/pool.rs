@@ -167,6 +167,8 @@ pub struct Pool {
     /// The words of the last failure that nothing has made good since.
     pub(crate) last_failure: Option<String>,
     pub(crate) survey_wanted: bool,
+    /// EC2 has not described the interfaces yet: metadata alone has told of them.
+    pub(crate) undescribed: bool,
     pub(crate) jitter: Jitter,
     pub(crate) serial: u64,
     pub(crate) lost_enis: u64,
@@ -201,6 +203,7 @@ impl Pool {
             last_decrease: None,
             last_failure: None,
             survey_wanted: false,
+            undescribed: false,
             jitter,
             serial: 0,
             lost_enis: 0,
@@ -318,7 +321,8 @@ impl Pool {
                 }
             }
         }
-        unknown
+        self.undescribed
+            || unknown
             || vanished
             || foreign_gone
             || self.enis.values().any(|eni| {

@@ -25,6 +25,8 @@ enum Event {
     TickBackwards,
     CrashMidTick,
     Restart,
+    /// While EC2 does not answer.
+    RestartAlone,
     Survey,
     Fault(Operation, Fault),
     Lag(u32),
@@ -108,6 +110,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::TickBackwards),
         1 => Just(Event::CrashMidTick),
         1 => Just(Event::Restart),
+        1 => Just(Event::RestartAlone),
         2 => Just(Event::Survey),
         4 => (operation(), fault()).prop_map(|(o, f)| Event::Fault(o, f)),
         1 => prop::option::of(0u32..40).prop_map(Event::FreeLeft),
@@ -291,13 +294,17 @@ impl World {
         self.check_given_back(&before);
     }
 
-    fn restart(&mut self) {
+    fn restart(&mut self, alone: bool) {
         let entries = self.pool.entries();
         let resting = self.pool.cooling(self.now);
         self.starts += 1;
         self.pool = Pool::new(&self.ec2.instance(), settings(&self.kind, self.starts));
         self.tell();
-        self.pool.reconcile(&self.ec2.enis(), self.now);
+        if alone {
+            self.pool.begin_with(&self.ec2.seen(), &entries, self.now);
+        } else {
+            self.pool.reconcile(&self.ec2.enis(), self.now);
+        }
         self.pool.restore(&entries, &resting).unwrap();
     }
 
@@ -334,9 +341,10 @@ impl World {
                     self.pool.begin(&action, self.now);
                     self.ec2.carry_out(&action);
                 }
-                self.restart();
+                self.restart(false);
             }
-            Event::Restart => self.restart(),
+            Event::Restart => self.restart(false),
+            Event::RestartAlone => self.restart(true),
             Event::Survey => self.survey(),
             Event::Fault(operation, fault) => self.ec2.fail_next(operation, &[fault]),
             Event::Lag(count) => {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use selvage_ipamd::health;
-use selvage_ipamd_core::cloud::{Operation, TAG_INSTANCE};
+use selvage_ipamd_core::cloud::{EniFacts, Operation, TAG_INSTANCE};
 use selvage_ipamd_core::fake::{Ec2, Fault};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -258,6 +258,93 @@ async fn where_a_daemon_ran_since_the_boot_ec2_is_asked_whatever_metadata_shows(
     let daemon = node.start_ready().await;
     // It may have ended between making an interface and attaching it.
     assert_eq!(describes(&node), 2);
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_started_again_while_ec2_is_away_serves_what_metadata_shows() {
+    let node = Node::new(Ec2::with_limits(4, 4));
+    let daemon = node.start_ready().await;
+    for pod in ["a", "b", "c", "d"] {
+        node.make_veth(pod);
+        daemon.add_ok(pod).await;
+    }
+    let whole = || {
+        let enis = node.ec2.enis();
+        enis.len() == 3 && enis.iter().all(|eni| eni.tags.contains_key(TAG_INSTANCE))
+    };
+    until("interfaces are there and tagged", whole).await;
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    daemon.stop().await;
+    // One that no pod uses may be anybody's.
+    let before = node.ec2.enis();
+    node.ec2.attach_by_hand(3, 2);
+    let by_hand = |eni: &EniFacts| eni.attachment.as_ref().is_some_and(|a| a.device_index == 3);
+    let away = [
+        Operation::DescribeEnis,
+        Operation::CreateEni,
+        Operation::AssignAddresses,
+    ];
+    for operation in away {
+        node.ec2.fail_always(operation, Fault::Throttle);
+    }
+    let tagged = node.ec2.calls(Operation::TagEni);
+    let begun = Instant::now();
+    let daemon = node.start().await;
+    until("it says so", || {
+        node.told.has("StartWithoutEC2", "RequestLimitExceeded")
+    })
+    .await;
+    let took = begun.elapsed().as_secs();
+    assert!((10..20).contains(&took), "{took} s");
+    let more = [daemon.add_ok("e").await, daemon.add_ok("f").await];
+    let held = |eni: &EniFacts| eni.secondary_addresses.clone();
+    let used: Vec<_> = before.iter().flat_map(held).collect();
+    assert!(
+        more.iter().all(|address| used.contains(address)),
+        "{more:?}"
+    );
+    daemon.del_ok("a").await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let now = node.ec2.enis();
+    let same = |eni: &EniFacts| by_hand(eni) || before.contains(eni);
+    assert!(
+        now.iter().all(same),
+        "nothing was changed meanwhile: {now:?}"
+    );
+    assert_eq!(node.ec2.calls(Operation::TagEni), tagged);
+    // EC2 answers: the fourth is taken in, and what we made is ours again.
+    node.ec2.heal();
+    let adopted = || {
+        let enis = node.ec2.enis();
+        enis.iter().all(|eni| eni.tags.contains_key(TAG_INSTANCE))
+    };
+    until("the other interface is adopted", adopted).await;
+    for pod in ["b", "c", "d", "e", "f"] {
+        daemon.del_ok(pod).await;
+    }
+    tokio::time::sleep(Duration::from_secs(720)).await;
+    let fewer = || node.ec2.enis().len() == 2;
+    until("what we made is given back, and nothing else", fewer).await;
+    assert!(node.ec2.enis().iter().any(by_hand));
+    daemon.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_start_waits_for_ec2_where_metadata_shows_what_somebody_attached() {
+    let node = Node::new(Ec2::small());
+    node.ec2.attach_by_hand(1, 2);
+    node.ec2
+        .fail_always(Operation::DescribeEnis, Fault::Throttle);
+    let daemon = node.start().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let error = daemon.add("web").await.unwrap_err();
+    assert!(
+        error.message().contains("describe the interfaces"),
+        "{error}"
+    );
+    node.ec2.heal();
+    until("the conflist is written", || node.conflist().exists()).await;
     daemon.stop().await;
 }
 

@@ -46,8 +46,7 @@ impl Cloud for Ec2 {
 
     async fn seen_enis(&self) -> Result<Vec<SeenEni>, CloudError> {
         self.reply(Operation::SeenEnis, |s| {
-            let attached = s.read().values().filter(|e| e.attachment.is_some());
-            Ok(attached.filter_map(seen).collect())
+            Ok(s.read().values().filter_map(seen).collect())
         })
         .await
     }
@@ -156,6 +155,12 @@ impl Cloud for Ec2 {
 }
 
 /// What metadata shows of an interface, if it is attached.
+/// What metadata shows, without lag.
+pub(super) fn attached(state: &State) -> Vec<SeenEni> {
+    state.enis.values().filter_map(seen).collect()
+}
+
+/// `None`: it is not attached.
 fn seen(eni: &EniFacts) -> Option<SeenEni> {
     let attachment = eni.attachment.as_ref()?;
     let own = [eni.primary_address];

@@ -4,11 +4,12 @@
 //! shown once and no longer is serves no new pod meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Block, Eni, Lease, Place, Pool, Provisioning, READS_MAY_LAG, Slot, Stage};
-use crate::cloud::EniFacts;
+use super::{Block, Eni, Entry, Lease, Place, Pool, Provisioning, READS_MAY_LAG, Slot, Stage};
+use crate::cloud::{EniFacts, SeenEni};
 use crate::ids::{EniId, Timestamp};
 use crate::retry::Retry;
 
@@ -40,6 +41,7 @@ impl Pool {
     /// *Cost*: linear in interfaces and addresses.
     pub fn reconcile(&mut self, facts: &[EniFacts], now: Timestamp) -> Changes {
         self.forget_old(now);
+        self.undescribed = false;
         let mut changes = Changes::default();
         let shown: BTreeSet<&EniId> = facts.iter().map(|f| &f.id).collect();
         let missing: Vec<EniId> = self
@@ -69,6 +71,29 @@ impl Pool {
             }
         }
         changes
+    }
+
+    /// Takes in what metadata shows, at a start that EC2 gives no answer to: the primary interface, and those that have
+    /// addresses of `entries`, for an earlier process has used them. What the others are EC2 alone knows: they are left alone
+    /// until [`Pool::reconcile`], which [`Pool::differs`] asks for as long as it has not come.
+    ///
+    /// *Cost*: interfaces times entries.
+    pub fn begin_with(&mut self, seen: &[SeenEni], entries: &[Arc<Entry>], now: Timestamp) {
+        self.undescribed = true;
+        for eni in seen {
+            let blocks = eni.blocks();
+            let has = |entry: &Arc<Entry>| blocks.iter().any(|net| net.contains(&entry.address));
+            if eni.id == self.primary_eni || entries.iter().any(has) {
+                // Nor does metadata know what tags it lacks.
+                let facts = EniFacts {
+                    tags: self.tags(),
+                    ..eni.facts()
+                };
+                self.adopt(&facts, now);
+            } else if eni.card == 0 {
+                self.foreign.insert(eni.id.clone(), eni.device_index);
+            }
+        }
     }
 
     /// Takes in the description of one interface that was in doubt.
