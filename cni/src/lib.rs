@@ -41,7 +41,7 @@ pub mod teardown;
 
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use selvage_nodenet::{Error as NetError, NetNs};
 
@@ -52,6 +52,10 @@ use crate::request::{
     AddRequest, CheckRequest, DelRequest, Environment, GcRequest, Parsed, Pod, Request, Sandbox,
 };
 use crate::spec::{AddResult, CniError, Code};
+
+/// How long an ADD waits for another one of its sandbox. Of two at once the later one would take away the veth of the other,
+/// which would fail and give back the lease that is both's. Longer than an ADD waits for an address.
+const TURN: Duration = Duration::from_secs(40);
 
 /// What the process ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +140,7 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
     log.with("pod", format!("{}/{}", pod.namespace, pod.name));
     // All that can fail without ipamd is tried before it is asked.
     let mut host = Host::open().map_err(|error| kernel_error("open the host's network", &error))?;
-    let mut side = open_pod(&host, sandbox)?;
+    let mut side = open_pod(&host, sandbox, Some(TURN))?;
     let not_wired = |with: &str, error: WireError| {
         CniError::new(
             Code::Io,
@@ -196,8 +200,8 @@ fn run_add(add: &AddRequest, log: &mut Log) -> Result<AddResult, CniError> {
             wired.commit();
         }
         Err(error) => {
-            // Whose interface that is cannot be told from here: that of an ADD of this very sandbox, perhaps, whose
-            // lease is this one. The DEL that follows gives it back.
+            // Whose interface that is cannot be told from here: that of an ADD of this very sandbox, perhaps, whose host's end
+            // somebody has renamed. The DEL that follows gives the lease back.
             if !matches!(error, WireError::Occupied(_)) {
                 give_back(&ipamd, sandbox, pod, log);
             }
@@ -288,7 +292,7 @@ fn run_check(check: &CheckRequest) -> Result<(), CniError> {
         .ok_or_else(|| wrong("prevResult is not one of this plugin's".into()))?;
     let failed = |error: NetError| kernel_error("look at the pod's network", &error);
     let mut host = Host::open().map_err(failed)?;
-    let mut side = open_pod(&host, &check.sandbox)?;
+    let mut side = open_pod(&host, &check.sandbox, None)?;
     let found = check::differences(&mut host, &mut side, &told).map_err(failed)?;
     if found.is_empty() {
         Ok(())
@@ -330,7 +334,8 @@ fn run_status() -> Result<(), CniError> {
     })
 }
 
-fn open_pod(host: &Host, sandbox: &Sandbox) -> Result<PodSide, CniError> {
+/// `turn`: waits so long until no other ADD works there, and keeps others out as long as the side lives.
+fn open_pod(host: &Host, sandbox: &Sandbox, turn: Option<Duration>) -> Result<PodSide, CniError> {
     let gone = |error: &NetError| match error {
         NetError::Namespace { reason, .. } if reason.kind() != io::ErrorKind::NotFound => {
             kernel_error("open the pod's network", error)
@@ -338,6 +343,11 @@ fn open_pod(host: &Host, sandbox: &Sandbox) -> Result<PodSide, CniError> {
         NetError::Namespace { .. } | NetError::NotNamespace { .. } => CniError::new(
             Code::UnknownContainer,
             "the pod's network namespace is gone",
+            error.to_string(),
+        ),
+        NetError::Held { .. } => CniError::new(
+            Code::TryAgainLater,
+            "another ADD of this sandbox is under way",
             error.to_string(),
         ),
         NetError::Socket { .. }
@@ -349,6 +359,9 @@ fn open_pod(host: &Host, sandbox: &Sandbox) -> Result<PodSide, CniError> {
         | NetError::Missing { .. } => kernel_error("open the pod's network", error),
     };
     let netns = NetNs::open(Path::new(&sandbox.netns)).map_err(|error| gone(&error))?;
+    if let Some(turn) = turn {
+        netns.hold(turn).map_err(|error| gone(&error))?;
+    }
     host.enter(netns)
         .map_err(|error| gone(&error))?
         .ok_or_else(|| {

@@ -15,7 +15,7 @@ mod node;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipamd::Ipamd;
 use node::{Node, Sandbox, finish, run};
@@ -23,8 +23,8 @@ use selvage_cni::apply::{Host, WireError};
 use selvage_cni::lease::Lease;
 use selvage_cni::plan::{HostFacts, Step, plan_address, plan_veth};
 use selvage_cni::request::{self, AddRequest};
-use selvage_nodenet::TableId;
 use selvage_nodenet::rule::{Family, Rule};
+use selvage_nodenet::{NetNs, TableId};
 use serde_json::{Value, json};
 
 /// An address of the primary interface, which uses main.
@@ -402,8 +402,8 @@ fn an_add_into_a_conflict_gives_the_lease_back_and_leaves_the_pod_as_it_was() {
     }
 }
 
-/// The plugin cannot tell a stranger's interface from that of another ADD of this sandbox that is still at work, whose
-/// lease is the same one: were it given back, a pod's address would go to another.
+/// The plugin cannot tell a stranger's interface from what another ADD of this sandbox has made, whose lease is the same
+/// one: were it given back, a pod's address would go to another.
 #[test]
 fn a_lease_is_kept_where_the_pod_has_an_interface_of_the_name_until_the_runtimes_del() {
     let node = Node::new();
@@ -437,6 +437,45 @@ fn a_sandbox_that_is_added_twice_is_wired_anew_with_what_it_has() {
     assert!(ipamd.state.lock().unwrap().dels.is_empty());
     let inside = listen(&sandbox, FIRST.0);
     assert!(talk(inside.local_addr().unwrap()));
+}
+
+#[test]
+fn of_two_adds_of_one_sandbox_at_once_the_second_waits_and_both_have_the_same() {
+    let node = router();
+    let ipamd = Ipamd::start(&[FIRST, SECOND]);
+    ipamd.state.lock().unwrap().repeats = true;
+    let config = node.config("1.1.0");
+    let sandbox = node.sandbox("cni-1", "web-0");
+    let start = || node.start("ADD", &sandbox, &config);
+    let mut first = None;
+    for round in 0..10 {
+        let both = [start(), start()].map(finish);
+        for ended in &both {
+            assert_eq!(ended.code, 0, "round {round}: {ended:?}");
+            assert_eq!(
+                *first.get_or_insert(ended.json()),
+                ended.json(),
+                "round {round}"
+            );
+        }
+        assert!(ipamd.state.lock().unwrap().dels.is_empty(), "round {round}");
+    }
+    let inside = listen(&sandbox, FIRST.0);
+    assert!(talk(inside.local_addr().unwrap()));
+
+    let held = NetNs::open(&sandbox.netns).unwrap();
+    held.hold(Duration::ZERO).unwrap();
+    let other = NetNs::open(&sandbox.netns).unwrap();
+    let error = other.hold(Duration::from_millis(20)).unwrap_err();
+    assert!(error.to_string().contains("held by another"), "{error}");
+    let mut waiting = start();
+    // It would have ended long ago.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        assert!(waiting.try_wait().unwrap().is_none());
+    }
+    drop(held);
+    assert_eq!(finish(waiting).code, 0);
 }
 
 #[test]

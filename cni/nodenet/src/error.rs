@@ -49,6 +49,14 @@ pub enum Error {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// Somebody else works in a network namespace.
+    #[error("network namespace {path}: held by another for {after:?}", path = path.display())]
+    Held {
+        /// The path.
+        path: PathBuf,
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// There is nothing at the path of a network namespace, or it may not be read.
     #[error("network namespace {path}: {reason}", path = path.display())]
     Namespace {
@@ -88,6 +96,7 @@ impl Error {
             | Error::Namespace { reason, .. }
             | Error::Sysctl { reason, .. } => rustix::io::Errno::from_io_error(reason),
             Error::Timeout { .. }
+            | Error::Held { .. }
             | Error::Interrupted { .. }
             | Error::Decode { .. }
             | Error::NotNamespace { .. }

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Error, Socket};
@@ -13,6 +16,9 @@ use crate::{Error, Socket};
 const NSFS: i64 = 0x6e73_6673;
 /// The calling thread's own namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Between two tries to hold a namespace.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// An open network namespace: it exists as long as this value does.
 #[derive(Debug)]
@@ -64,6 +70,38 @@ impl NetNs {
             Ok::<_, Error>((data.dev(), data.ino()))
         };
         Ok(id(self)? == id(other)?)
+    }
+
+    /// Waits until nobody else holds this namespace so, and holds it as long as this value exists: flock(2), whose file is
+    /// one for all who open the namespace.
+    ///
+    /// *Errors*: [`Error::Held`] if it is still held after `within`. *Cost*: one call where nobody holds it, else one
+    /// every [`LOOK`].
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a lock that is waited for without a deadline would need a signal to end"
+    )]
+    pub fn hold(&self, within: Duration) -> Result<(), Error> {
+        let start = Instant::now();
+        loop {
+            match flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK) if start.elapsed() < within => std::thread::sleep(LOOK),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::Held {
+                        path: self.path.clone(),
+                        after: within,
+                    });
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(Error::Namespace {
+                        path: self.path.clone(),
+                        reason: errno.into(),
+                    });
+                }
+            }
+        }
     }
 
     /// Opens a socket in this namespace. The calling thread visits it and is back in `home`, which must be

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from fault_kinds import KINDS, Played
 from fault_node import FaultNode
 from heartbeat import Heart, Loss
 
-from vpc.client import Vpc
+from vpc import layout
+from vpc.client import Instance, Vpc
+from vpc.fabric import interface_name
+from vpc.netns import Namespace
 
 # Seconds within which a fault's effects must be gone. The slowest are those of what has changed
 # within the last minute: a description of it may be old, and is not believed before.
@@ -249,6 +253,7 @@ def prepare(
 ) -> Run:
     """The nodes of a run, the last of them in prefix mode, and the host that watches."""
     watcher = nodes.run("watcher", "c5.large")
+    by_the_router(nodes.inside(watcher.netns), watcher)
     heart = Heart(nodes.inside(watcher.netns), watcher.address)
     made = [
         FaultNode(
@@ -263,6 +268,15 @@ def prepare(
         for at in range(number)
     ]
     return Run(vpc, made, heart, count, seed, least, kinds)
+
+
+def by_the_router(inside: Namespace, watcher: Instance) -> None:
+    """Its neighbours too are reached by the router. While nobody holds an address that an ended fault's pod still has,
+    asking for its hardware address fails, and with it go the first packets to the pod that is given it a moment later."""
+    link = interface_name(0, 0)
+    gateway = ip_address(watcher.gateway)
+    subnet = next(one.cidr for one in layout.SUBNETS if gateway in ip_network(one.cidr))
+    inside.ip([f"route add {gateway}/32 dev {link}", f"route del {subnet} dev {link}"])
 
 
 def main() -> int:
