@@ -11,7 +11,8 @@ use selvage_ipamd_core::retry::Jitter;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
-use super::{Shared, Start, Status};
+use super::start::Start;
+use super::{Shared, Status};
 use crate::cluster::Cluster;
 use crate::hostnet::Host;
 

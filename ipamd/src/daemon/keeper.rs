@@ -23,7 +23,8 @@ use tracing::{debug, error, info, warn};
 
 use super::journal::{Journal, Pending};
 use super::request::{NodeFacts, Refusal, Reply, Request, Status};
-use super::{DRAIN, Ready, RunError, Shared, act};
+use super::start::Ready;
+use super::{DRAIN, RunError, Shared, act};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Store};
 use crate::cluster::{Cluster, NodeView};
 use crate::conflist::{self, InstallError, Installed, Missing};

@@ -200,8 +200,10 @@ def on_the_host(node: FaultNode) -> Played | None:
     pods = {name for name, live in node.live.items() if live.address in taken}
 
     def gone() -> bool:
-        held = {info["local"] for link in node.ip("address", "show") for info in link["addr_info"]}
-        return not held & set(taken)
+        # What the pool has given back meanwhile is none of the node's.
+        held = set(node.pod_addresses()) & set(taken)
+        local = {info["local"] for link in node.ip("address", "show") for info in link["addr_info"]}
+        return not local & held
 
     return Played(", ".join(taken), pods, repaired=gone, addresses=set(taken))
 

@@ -161,7 +161,8 @@ impl Sizes {
             .saturating_sub(self.available)
     }
 
-    /// How many addresses there are too many; with prefixes, in whole ones. What was used or asked for lately stays. In
+    /// How many addresses there are too many; with prefixes, in whole ones. What was used or asked for lately, or is on its
+    /// way, stays. In
     /// ENI mode only a whole interface's worth counts, and what stays after its removal must still be enough.
     pub(crate) fn over(&self, view: &View<'_>) -> u32 {
         let targets = view.targets;
@@ -169,7 +170,7 @@ impl Sizes {
         match (view.mode(), targets.by_addresses()) {
             (Mode::Ipv6, _) => 0,
             (Mode::Addresses, Some((warm, minimum))) => available
-                .saturating_sub(warm.max(self.young))
+                .saturating_sub(warm.max(self.young.saturating_add(self.asked)))
                 .min(self.total.saturating_sub(minimum)),
             (Mode::Addresses, None) => {
                 let per_eni = view.limits.places_per_eni();

@@ -304,3 +304,30 @@ fn a_subnet_that_refuses_is_asked_more_seldom_by_a_node_that_has_a_free_address(
     let again = within(&mut node, 5);
     assert!((2..=3).contains(&again), "{again} calls in five minutes");
 }
+
+#[test]
+fn nothing_is_given_back_while_more_is_on_its_way() {
+    let mut node = Node::new(Ec2::with_limits(3, 4), targets(1, 2, 3));
+    node.settle();
+    assert_eq!(node.sizes(), (1, 3, 3));
+    assert!(node.add() && node.add());
+    let planned = |node: &Node| {
+        let Node {
+            pool,
+            targets,
+            limits,
+            ..
+        } = node;
+        plan(pool, targets, limits, 0, node.now)
+    };
+    let actions = planned(&node);
+    let [Action::Create(request)] = actions.as_slice() else {
+        panic!("the first interface is full: {actions:?}");
+    };
+    assert!(
+        request.want.count() > 1,
+        "more than lacks, for pods to come"
+    );
+    node.pool.begin(&actions[0], node.now);
+    assert_eq!(planned(&node), []);
+}
