@@ -76,7 +76,7 @@ impl NetNs {
     /// one for all who open the namespace.
     ///
     /// *Errors*: [`Error::Held`] if it is still held after `within`. *Cost*: one call where nobody holds it, else one
-    /// every [`LOOK`].
+    /// every ten milliseconds.
     #[expect(
         clippy::disallowed_methods,
         reason = "a lock that is waited for without a deadline would need a signal to end"
