@@ -200,9 +200,10 @@ class Fabric:
             try:
                 self.namespace.ip([line])
             except NetworkError as error:
-                # Gone already: with a node's namespace that its maker removed, or never
-                # made because attaching stopped half way.
-                if not any(word in str(error) for word in ("Cannot find", "No such file")):
+                # Gone already: with a node's namespace that its maker removed, perhaps in this
+                # very moment, or never made because attaching stopped half way.
+                gone = ("Cannot find", "No such file", "No such device")
+                if not any(words in str(error) for words in gone):
                     raise
 
     def assign(self, eni: str, destinations: list[str]) -> None:
