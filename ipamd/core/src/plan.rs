@@ -17,8 +17,7 @@
 //!
 //! What was in use at once within the last minutes counts as in use when it comes to giving back, so that a pool that
 //! breathes with its pods does not call EC2 with each breath. Nor does what was asked for within them go, for
-//! it is there for pods that are to come. Who had to ask again for what it had given back holds for longer, until it is at
-//! rest.
+//! it is there for pods that are to come.
 
 use std::collections::BTreeSet;
 

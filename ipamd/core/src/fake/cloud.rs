@@ -154,13 +154,12 @@ impl Cloud for Ec2 {
     }
 }
 
-/// What metadata shows of an interface, if it is attached.
 /// What metadata shows, without lag.
 pub(super) fn attached(state: &State) -> Vec<SeenEni> {
     state.enis.values().filter_map(seen).collect()
 }
 
-/// `None`: it is not attached.
+/// What metadata shows of an interface; `None`: it is not attached.
 fn seen(eni: &EniFacts) -> Option<SeenEni> {
     let attachment = eni.attachment.as_ref()?;
     let own = [eni.primary_address];
